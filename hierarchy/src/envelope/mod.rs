@@ -1,0 +1,186 @@
+//! The envelope: the one signed message format (`docs/wire-format.md`).
+//!
+//! The exact bytes are signed, not a canonical form of them. The signature sits in a slot of fixed
+//! width inside the JSON; it is computed with the slot filled by `A`s and then patched in. A reader
+//! therefore never re-serialises anything in order to verify.
+
+mod build;
+mod parse;
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
+
+pub(crate) use build::fill_slot;
+pub use build::{Draft, Sealed};
+pub use parse::Parsed;
+
+use crate::Level;
+
+/// The largest envelope that is carried, and the largest event that is taken at a node: 1 MiB.
+pub const MAX_BYTES: usize = 1 << 20;
+/// Width of the signature slot: 64 bytes in base64url without padding.
+pub const SLOT: usize = 86;
+/// The envelope version that this code writes and reads.
+pub const VERSION: &str = "1.0";
+/// Hashed in front of an envelope's bytes, so that no other signed thing can be taken for one.
+const DIGEST_PREFIX: &[u8] = b"LUCENT-ENV-v1\0";
+
+/// SHA-256 over an envelope's bytes with the slot filled by `A`s: what is signed, and how a parent's
+/// receipt names what it accepted. In JSON: base64url, 43 characters.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest(pub [u8; 32]);
+
+/// How urgent a message is; also the name of the lane that it travels in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// Overtakes everything.
+    Critical,
+    /// What is not said to be otherwise.
+    #[default]
+    Normal,
+    /// Waits for everything.
+    Bulk,
+}
+
+/// Which process sent a message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Sender<'a> {
+    /// The service, for an agent `lucent-agent`.
+    #[serde(borrow)]
+    pub service_id: Cow<'a, str>,
+    /// One run of the service.
+    #[serde(borrow)]
+    pub instance_id: Cow<'a, str>,
+    /// The service's version.
+    #[serde(borrow)]
+    pub version: Cow<'a, str>,
+    /// The path of the agent whose machine this is.
+    #[serde(borrow)]
+    pub node_id: Cow<'a, str>,
+}
+
+/// What a batch holds, readable without its payload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BatchHead {
+    /// Which life of the origin's store these numbers belong to.
+    pub incarnation: u64,
+    /// Sequence number of the first event.
+    pub first: u64,
+    /// Sequence number of the last event.
+    pub last: u64,
+    /// Number of events; fewer than `last - first + 1` where the origin's policy dropped some.
+    pub count: u32,
+    /// The distinct subjects of the events, in order of appearance.
+    pub subjects: Vec<String>,
+}
+
+/// The fields of `metadata.security` but the signature.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Security<'a> {
+    #[serde(borrow)]
+    identity: Cow<'a, str>,
+    #[serde(borrow, default)]
+    permissions: Vec<Cow<'a, str>>,
+    kid: Digest,
+    signature: &'a str,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Metadata<'a> {
+    hierarchy_level: Level,
+    #[serde(default)]
+    priority: Priority,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    batch: Option<BatchHead>,
+    #[serde(borrow)]
+    security: Security<'a>,
+}
+
+/// The envelope's outer fields, in the order in which they are written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Outer<'a> {
+    message_id: uuid::Uuid,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    correlation_id: Option<Cow<'a, str>>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    causation_id: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    timestamp: Cow<'a, str>,
+    #[serde(borrow)]
+    message_type: Cow<'a, str>,
+    #[serde(borrow)]
+    version: Cow<'a, str>,
+    #[serde(borrow)]
+    subject: Cow<'a, str>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    reply_to: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    sender: Sender<'a>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    jetstream: Option<&'a RawValue>,
+    #[serde(borrow)]
+    payload: &'a RawValue,
+    #[serde(borrow)]
+    metadata: Metadata<'a>,
+}
+
+impl Digest {
+    /// The digest of an envelope whose slot starts at `slot`.
+    pub(crate) fn of_envelope(bytes: &[u8], slot: usize) -> Digest {
+        let mut hash = Sha256::new();
+        hash.update(DIGEST_PREFIX);
+        hash.update(&bytes[..slot]);
+        hash.update([b'A'; SLOT]);
+        hash.update(&bytes[slot + SLOT..]);
+        Digest(hash.finalize().into())
+    }
+
+    /// Plain SHA-256, for key ids and certificates.
+    pub fn sha256(bytes: &[u8]) -> Digest {
+        Digest(Sha256::digest(bytes).into())
+    }
+}
+
+impl std::fmt::Display for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&crate::base64url::encode(&self.0))
+    }
+}
+
+impl std::fmt::Debug for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::str::FromStr for Digest {
+    type Err = &'static str;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        crate::base64url::decode_exact(s).map(Digest).ok_or("a digest is 43 characters of base64url")
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = &'static str;
+
+    fn try_from(s: String) -> Result<Self, Self::Error> {
+        s.parse()
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.to_string()
+    }
+}

@@ -1,0 +1,187 @@
+//! What child and parent say to each other. Each is the payload of a signed envelope whose
+//! `messageType` is [`ChildMessage::kind`] or [`ParentMessage::kind`].
+//!
+//! A frame's envelope is followed by `\n` and the batches it announces, one after the other, without
+//! anything between them; the signed heads give their lengths and digests.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::Parcel;
+use crate::{Digest, Millis, Refusal, signing::Binding};
+
+/// What a child tells its parent, on `lucent.link.up.{level}.{id}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", rename_all_fields = "camelCase", deny_unknown_fields)]
+pub enum ChildMessage {
+    /// Opens a session. Sent until it is answered.
+    Hello {
+        /// A number of the child's choosing, fresh for each session, below 2^53.
+        session: u64,
+        /// Which life of the child's store the places belong to.
+        incarnation: u64,
+        /// The place after which this incarnation begins: 0 for a new store.
+        start: u64,
+        /// Last place in the child's store, so that the parent knows how far behind it is.
+        last: u64,
+        /// The child's software version.
+        version: String,
+    },
+    /// Hands over batches.
+    Frame {
+        /// The session that this belongs to.
+        session: u64,
+        /// Bindings of keys that the parent may not have seen.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        bindings: Vec<Binding>,
+        /// The batches that follow.
+        parcels: Vec<ParcelHead>,
+        /// Last place in the child's store.
+        last: u64,
+    },
+    /// The child's answer to a [`ParentMessage::Handoff`].
+    HandoffReply {
+        /// The task.
+        task: String,
+        /// Which try of it.
+        attempt: u32,
+        /// Taken into custody, or why not.
+        refused: Option<String>,
+    },
+    /// The child's offer to take work; the newest replaces all older ones.
+    Credit {
+        /// Increases with every offer of one run of the child.
+        number: u64,
+        /// Free slots by kind of work.
+        offers: Vec<Offer>,
+        /// How long the offer holds, in milliseconds from its arrival.
+        valid_for_ms: u64,
+    },
+}
+
+/// Room for one kind of work below a child.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Offer {
+    /// First name in `lucent.agents.{agent_type}.{task}`.
+    pub agent_type: String,
+    /// Second name; `*` where the child runs every task of the type.
+    pub task: String,
+    /// How many more of them it can start now.
+    pub slots: u32,
+}
+
+/// Where a batch lies in the child's store and in the frame.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ParcelHead {
+    /// See [`Parcel::after`].
+    pub after: u64,
+    /// See [`Parcel::last`].
+    pub last: u64,
+    /// Bytes of the batch.
+    pub len: u32,
+    /// What its origin signed.
+    pub digest: Digest,
+}
+
+/// What a parent tells its child, on `lucent.link.down.{level}.{id}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", rename_all_fields = "camelCase", deny_unknown_fields)]
+pub enum ParentMessage {
+    /// Accepts a session.
+    Welcome {
+        /// The child's number.
+        session: u64,
+        /// The incarnation that `cursor` counts in.
+        incarnation: u64,
+        /// Everything up to here is durable at the parent.
+        cursor: u64,
+        /// How many bytes the parent will take beyond the cursor.
+        credit: u64,
+        /// The parent's software version.
+        version: String,
+    },
+    /// A receipt: everything up to the cursor is durable at the parent, or was refused by name.
+    Ack {
+        /// The child's number.
+        session: u64,
+        /// The new cursor.
+        cursor: u64,
+        /// How many bytes the parent will take beyond the cursor.
+        credit: u64,
+        /// When the parent accepted the last of it.
+        received_at: Millis,
+        /// What was refused since the last receipt.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        refused: Vec<RefusedParcel>,
+    },
+    /// The parent knows no such session: greet again.
+    Reset {
+        /// The session it does not know.
+        session: u64,
+    },
+    /// A task is handed down.
+    Handoff {
+        /// The task.
+        task: String,
+        /// Which try of it.
+        attempt: u32,
+        /// What is to be done.
+        spec: Box<RawValue>,
+    },
+}
+
+/// A parcel that the parent will not take, now or later.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RefusedParcel {
+    /// Its place.
+    pub last: u64,
+    /// Why.
+    pub reason: Refusal,
+}
+
+impl ChildMessage {
+    /// The envelope's `messageType`.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            ChildMessage::Hello { .. } => "LinkHello",
+            ChildMessage::Frame { .. } => "LinkFrame",
+            ChildMessage::HandoffReply { .. } => "LinkHandoffReply",
+            ChildMessage::Credit { .. } => "LinkCredit",
+        }
+    }
+}
+
+impl ParentMessage {
+    /// The envelope's `messageType`.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            ParentMessage::Welcome { .. } => "LinkWelcome",
+            ParentMessage::Ack { .. } => "LinkAck",
+            ParentMessage::Reset { .. } => "LinkReset",
+            ParentMessage::Handoff { .. } => "LinkHandoff",
+        }
+    }
+}
+
+impl From<&Parcel> for ParcelHead {
+    fn from(parcel: &Parcel) -> Self {
+        ParcelHead {
+            after: parcel.after,
+            last: parcel.last,
+            len: parcel.bytes.len() as u32,
+            digest: parcel.digest,
+        }
+    }
+}
+
+/// Cuts the bytes behind a frame's envelope into its batches. `None` where the lengths do not add up.
+pub fn cut(heads: &[ParcelHead], mut body: bytes::Bytes) -> Option<Vec<bytes::Bytes>> {
+    let total: u64 = heads.iter().map(|head| u64::from(head.len)).sum();
+    if total != body.len() as u64 {
+        return None;
+    }
+    Some(heads.iter().map(|head| body.split_to(head.len as usize)).collect())
+}

@@ -1,0 +1,162 @@
+//! From single events to batches: by count, by bytes, by linger, whichever comes first.
+
+use std::time::Duration;
+
+use serde_json::value::RawValue;
+
+use super::{
+    Tick,
+    batch::{self, Event, MAX_SUBJECTS},
+};
+use crate::{
+    envelope::{BatchHead, Priority},
+    subject::Speaker,
+};
+
+/// When a batch is full.
+#[derive(Debug, Clone, Copy)]
+pub struct PackLimits {
+    /// Most events.
+    pub events: usize,
+    /// Most bytes of payload; one larger event still makes a batch of its own.
+    pub bytes: usize,
+    /// Longest time that an event waits for company.
+    pub linger: Duration,
+}
+
+impl Default for PackLimits {
+    fn default() -> Self {
+        PackLimits { events: 500, bytes: 128 * 1024, linger: Duration::from_millis(2) }
+    }
+}
+
+/// A batch that only lacks its signature.
+#[derive(Debug)]
+pub struct Pack {
+    /// What it holds.
+    pub head: BatchHead,
+    /// Its subject: that of all its events where they share one, else the origin's own.
+    pub subject: String,
+    /// Its priority.
+    pub priority: Priority,
+    /// `{"events":[...]}`
+    pub payload: Box<RawValue>,
+}
+
+/// Collects events of one origin in order.
+#[derive(Debug)]
+pub struct Packer {
+    speaker: Speaker,
+    incarnation: u64,
+    limits: PackLimits,
+    open: Option<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    first: u64,
+    last: u64,
+    count: u32,
+    subjects: Vec<String>,
+    body: String,
+    due: Tick,
+}
+
+const HEAD: &str = r#"{"events":["#;
+const TAIL: &str = "]}";
+
+impl Packer {
+    /// A packer for the events of `speaker` in this incarnation of its store.
+    pub fn new(speaker: Speaker, incarnation: u64, limits: PackLimits) -> Packer {
+        Packer { speaker, incarnation, limits, open: None }
+    }
+
+    /// Adds an event. Returns the batch before it where the event does not fit into that one, and a
+    /// batch that the event fills; so at most two.
+    pub fn push(&mut self, event: &Event, now: Tick) -> Vec<Pack> {
+        let mut full = Vec::new();
+        if self.open.as_ref().is_some_and(|open| !self.fits(open, event)) {
+            full.extend(self.close());
+        }
+        let linger = self.limits.linger;
+        let capacity = self.limits.bytes.min(16 * 1024);
+        let open = self.open.get_or_insert_with(|| {
+            let mut body = String::with_capacity(capacity);
+            body.push_str(HEAD);
+            Open {
+                first: event.seq,
+                last: event.seq,
+                count: 0,
+                subjects: Vec::new(),
+                body,
+                due: now + linger,
+            }
+        });
+        let subject = match open.subjects.iter().position(|subject| *subject == event.subject) {
+            Some(index) => index,
+            None => {
+                open.subjects.push(event.subject.clone());
+                open.subjects.len() - 1
+            }
+        };
+        if open.count > 0 {
+            open.body.push(',');
+        }
+        batch::write_event(&mut open.body, event, subject as u16);
+        open.last = event.seq;
+        open.count += 1;
+        if open.count as usize >= self.limits.events || open.body.len() >= self.limits.bytes {
+            full.extend(self.close());
+        }
+        full
+    }
+
+    /// When [`Packer::close_due`] has something to close.
+    pub fn due(&self) -> Option<Tick> {
+        self.open.as_ref().map(|open| open.due)
+    }
+
+    /// The batch whose first event has waited long enough.
+    pub fn close_due(&mut self, now: Tick) -> Option<Pack> {
+        if self.due()? <= now { self.close() } else { None }
+    }
+
+    /// The batch under construction, as it is.
+    pub fn close(&mut self) -> Option<Pack> {
+        let mut open = self.open.take()?;
+        open.body.push_str(TAIL);
+        let subject = match open.subjects.as_slice() {
+            [only] => only.clone(),
+            _ => self.speaker.to_string(),
+        };
+        let head = BatchHead {
+            incarnation: self.incarnation,
+            first: open.first,
+            last: open.last,
+            count: open.count,
+            subjects: open.subjects,
+        };
+        let payload = RawValue::from_string(open.body).expect("events are written as JSON");
+        Some(Pack { head, subject, priority: Priority::Normal, payload })
+    }
+
+    /// Forgets the batch under construction: its events will be read again.
+    pub fn clear(&mut self) {
+        self.open = None;
+    }
+
+    fn fits(&self, open: &Open, event: &Event) -> bool {
+        let known = open.subjects.contains(&event.subject);
+        let same_class =
+            open.subjects.first().is_none_or(|first| self.class(first) == self.class(&event.subject));
+        same_class
+            && (known || open.subjects.len() < MAX_SUBJECTS)
+            && open.body.len() + event.data.len() <= self.limits.bytes
+    }
+
+    /// The agents' own subjects each travel in batches of their own, so that a coordinator which
+    /// waits for one of them need not look into every batch of application events.
+    fn class<'a>(&self, subject: &'a str) -> Option<&'a str> {
+        self.speaker.tail_of(subject).filter(|tail| tail.starts_with("agent."))
+    }
+}

@@ -1,0 +1,72 @@
+//! Whose certificates count: one set of authorities per trust domain.
+
+use std::collections::HashMap;
+
+use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use webpki::{EndEntityCert, KeyUsage, aws_lc_rs as algs};
+
+use crate::{Identity, Millis, Refusal, identity::TrustDomain};
+
+/// The authorities of each trust domain.
+#[derive(Debug, Clone, Default)]
+pub struct TrustBundle {
+    anchors: HashMap<TrustDomain, Vec<TrustAnchor<'static>>>,
+}
+
+/// Signature algorithms accepted in chains: what SPIFFE issuers use.
+const CHAIN_ALGORITHMS: &[&dyn rustls_pki_types::SignatureVerificationAlgorithm] = &[
+    algs::ECDSA_P256_SHA256,
+    algs::ECDSA_P256_SHA384,
+    algs::ECDSA_P384_SHA256,
+    algs::ECDSA_P384_SHA384,
+    algs::RSA_PKCS1_2048_8192_SHA256,
+    algs::RSA_PKCS1_2048_8192_SHA384,
+    algs::RSA_PKCS1_2048_8192_SHA512,
+];
+
+impl TrustBundle {
+    /// Adds an authority of `domain`. A certificate that does not parse is a [`Refusal::BadBinding`].
+    pub fn add(&mut self, domain: TrustDomain, authority: &CertificateDer<'_>) -> Result<(), Refusal> {
+        let anchor = webpki::anchor_from_trusted_cert(authority).map_err(|_| Refusal::BadBinding)?.to_owned();
+        let anchors = self.anchors.entry(domain).or_default();
+        if !anchors.contains(&anchor) {
+            anchors.push(anchor);
+        }
+        Ok(())
+    }
+
+    /// Checks that `leaf` chains to an authority of its own trust domain at both times, may
+    /// authenticate, and names exactly one identity, which is returned.
+    ///
+    /// Chain building is given the window's ends, so a binding can never outlive its certificate.
+    pub fn check_leaf(
+        &self,
+        leaf: &EndEntityCert<'_>,
+        intermediates: &[CertificateDer<'_>],
+        window: [Millis; 2],
+    ) -> Result<Identity, Refusal> {
+        let mut uris = leaf.valid_uri_names();
+        let (Some(uri), None) = (uris.next(), uris.next()) else { return Err(Refusal::BadBinding) };
+        let identity: Identity = uri.parse().map_err(|_| Refusal::BadBinding)?;
+        let anchors = self.anchors.get(&identity.trust_domain).ok_or(Refusal::UntrustedIssuer)?;
+        for time in window {
+            let time = UnixTime::since_unix_epoch(std::time::Duration::from_millis(time.0));
+            leaf.verify_for_usage(
+                CHAIN_ALGORITHMS,
+                anchors,
+                intermediates,
+                time,
+                KeyUsage::client_auth(),
+                None,
+                None,
+            )
+            .map_err(|error| match error {
+                webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. } => {
+                    Refusal::ExpiredBinding
+                }
+                _ => Refusal::UntrustedIssuer,
+            })?;
+        }
+        Ok(identity)
+    }
+}

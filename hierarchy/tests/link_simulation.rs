@@ -11,8 +11,8 @@ use bytes::Bytes;
 use hierarchy::{
     Digest, Millis, Refusal,
     link::{
-        Child, ChildLimits, ChildMessage, ChildOutput, Parcel, ParcelHead, Parent, ParentMessage,
-        ParentOutput, Tick, Verdict, parent::Cursor,
+        Child, ChildLimits, ChildMessage, ChildOutput, Cursor, Parcel, ParcelHead, Parent, ParentMessage,
+        ParentOutput, Record, Tick, Verdict,
     },
 };
 
@@ -42,12 +42,12 @@ enum Wire {
     Down(ParentMessage),
 }
 
-/// A record in the parent's durable store: which places of the child's store it covers.
+/// A parcel in the parent's durable store.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Record {
-    incarnation: u64,
+struct Stored {
+    record: Record,
+    /// The first place of the child's store that it covers is the one behind this.
     after: u64,
-    last: u64,
 }
 
 struct World {
@@ -64,10 +64,10 @@ struct World {
     poison: u64,
     // The parent's machine.
     parent: Parent,
-    log: Vec<Record>,
+    log: Vec<Stored>,
     buried: Vec<u64>,
     checkpoint: Cursor,
-    writing: VecDeque<(Record, bool)>,
+    writing: VecDeque<(Stored, bool)>,
     failed: bool,
 }
 
@@ -126,8 +126,7 @@ impl World {
                     self.send(Wire::Up(frame));
                 }
                 ChildOutput::Resume { after } => {
-                    assert!(after >= self.released, "the parent asks for what the child has forgotten");
-                    self.reading = Some(after);
+                        self.reading = Some(after);
                 }
                 ChildOutput::Pause => self.reading = None,
                 ChildOutput::Release { up_to, .. } => self.released = self.released.max(up_to),
@@ -170,12 +169,11 @@ impl World {
             .collect();
         for output in self.parent.on_frame(session, parcels, &verdicts) {
             match output {
-                ParentOutput::Store { last, after, .. } => {
+                ParentOutput::Store { index, record } => {
                     let fails = self.random.chance(2);
-                    self.writing.push_back((Record { incarnation: INCARNATION, after, last }, fails));
+                    self.writing.push_back((Stored { record, after: parcels[index].after }, fails));
                 }
                 ParentOutput::Bury { index, .. } => {
-                    // Refused places leave no record, so the cursor over them is made durable at once.
                     self.buried.extend(parcels[index].after + 1..=parcels[index].last);
                 }
                 ParentOutput::Reset { session } => self.send(Wire::Down(ParentMessage::Reset { session })),
@@ -184,32 +182,37 @@ impl World {
     }
 
     fn run_store(&mut self) {
-        if let Some((record, fails)) = self.writing.pop_front() {
+        if let Some((stored, fails)) = self.writing.pop_front() {
             if fails {
-                self.parent.on_store_failed(record.last);
-                self.failed = true;
+                self.parent.on_store_failed(stored.record.last);
             } else {
-                self.log.push(record);
-                self.parent.on_stored(record.last);
+                self.log.push(stored);
+                self.parent.on_stored(stored.record.last);
             }
         }
-        if self.failed && self.writing.is_empty() {
-            let cursor = self.parent.cursor();
-            self.log.retain(|r| r.last <= cursor.last);
-            self.parent.on_undone();
-            self.failed = false;
+        if self.parent.is_broken() && self.writing.is_empty() {
+            let cursor = self.recover();
+            self.parent.on_recovered(cursor);
         }
-        if !self.buried.is_empty() && !self.parent.is_storing() {
+        if self.random.chance(5) && !self.parent.is_storing() {
             self.checkpoint = self.parent.cursor();
         }
         if let Some(reply) = self.parent.take_reply(Millis(0), "") {
-            if let ParentMessage::Ack { refused, .. } = &reply
-                && !refused.is_empty()
-            {
-                self.checkpoint = self.parent.cursor();
-            }
             self.send(Wire::Down(reply));
         }
+    }
+
+    /// What the store says behind the checkpoint; orphans leave it.
+    fn recover(&mut self) -> Cursor {
+        let mut cursor = self.checkpoint;
+        self.log.retain(|stored| match cursor.follow(stored.record) {
+            Some(next) => {
+                cursor = next;
+                true
+            }
+            None => false,
+        });
+        cursor
     }
 
     fn crash_child(&mut self) {
@@ -220,26 +223,15 @@ impl World {
     /// The agent dies; its server lives and finishes what it was given, or dies and forgets it.
     fn crash_parent(&mut self) {
         let server_dies = self.random.chance(50);
-        for (record, fails) in std::mem::take(&mut self.writing) {
-            if server_dies || fails {
+        for (stored, fails) in std::mem::take(&mut self.writing) {
+            if server_dies {
                 break;
             }
-            self.log.push(record);
+            if !fails {
+                self.log.push(stored);
+            }
         }
-        self.failed = false;
-        let mut cursor = self.checkpoint;
-        let mut orphaned = false;
-        self.log.retain(|record| {
-            if record.last <= self.checkpoint.last {
-                return true;
-            }
-            let follows = record.after == cursor.last || cursor == Cursor::default();
-            orphaned |= !follows;
-            if !orphaned {
-                cursor = Cursor { incarnation: record.incarnation, last: record.last };
-            }
-            !orphaned
-        });
+        let cursor = self.recover();
         self.parent = Parent::new(cursor, 1500);
     }
 
@@ -272,11 +264,11 @@ impl World {
 
     fn check(&self) {
         let mut arrived: Vec<u64> = Vec::new();
-        for record in &self.log {
+        for Stored { record, after } in &self.log {
             let tail = arrived.last().copied().unwrap_or(0);
-            assert!(record.after >= tail, "doubled: {record:?} behind {tail}");
-            assert!(record.last > record.after);
-            arrived.extend(record.after + 1..=record.last);
+            assert!(*after >= tail, "doubled: {record:?} behind {tail}");
+            assert!(record.last > *after);
+            arrived.extend(after + 1..=record.last);
         }
         let known: std::collections::HashSet<u64> = arrived.iter().chain(&self.buried).copied().collect();
         for place in 1..=self.released {
@@ -297,6 +289,7 @@ fn simulate(seed: u64) {
     // Peace: everything must arrive.
     (world.cut, world.loss) = (false, 0);
     for _ in 0..20_000 {
+        // The last places may be refused ones, whose refusal only a checkpoint remembers.
         if world.released == world.stored && world.wire.is_empty() {
             break;
         }

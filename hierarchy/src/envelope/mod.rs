@@ -19,8 +19,10 @@ pub use parse::Parsed;
 
 use crate::Level;
 
-/// The largest envelope that is carried, and the largest event that is taken at a node: 1 MiB.
-pub const MAX_BYTES: usize = 1 << 20;
+/// The largest event that is taken, in bytes of the publisher's: 1 MiB.
+pub const MAX_EVENT_BYTES: usize = 1 << 20;
+/// The largest envelope that is carried: room for the largest event in base64, and its head.
+pub const MAX_BYTES: usize = 3 << 19;
 /// Width of the signature slot: 64 bytes in base64url without padding.
 pub const SLOT: usize = 86;
 /// The envelope version that this code writes and reads.

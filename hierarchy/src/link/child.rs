@@ -64,7 +64,8 @@ pub enum ChildOutput {
         /// Keys whose bindings must go with them.
         announce: Vec<Digest>,
     },
-    /// Forget what was read from the store; read on behind this place.
+    /// Forget what was read from the store; read on behind this place. What lies up to it has
+    /// arrived and may leave the store.
     Resume {
         /// The parent's cursor.
         after: u64,
@@ -201,6 +202,13 @@ impl Child {
     pub fn on_stranger(&mut self, now: Tick) {
         if self.is_open() {
             self.greet(now);
+        }
+    }
+
+    /// The way to the parent is open again: do not wait for what was sent into the void.
+    pub fn on_way_open(&mut self, now: Tick) {
+        if let State::Greeting { next, wait, .. } = &mut self.state {
+            (*next, *wait) = (now, self.limits.retry);
         }
     }
 

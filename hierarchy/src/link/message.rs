@@ -118,7 +118,7 @@ pub enum ParentMessage {
     },
     /// The parent knows no such session: greet again.
     Reset {
-        /// The session it does not know.
+        /// The session it does not know; 0 where it could not even read which one was meant.
         session: u64,
     },
     /// A task is handed down.

@@ -21,7 +21,7 @@ pub use batch::{Batch, BatchEvent, Event};
 pub use child::{Child, ChildLimits, ChildOutput};
 pub use message::{ChildMessage, ParcelHead, ParentMessage};
 pub use packer::{Pack, PackLimits, Packer};
-pub use parent::{Parent, ParentOutput, Verdict};
+pub use parent::{Cursor, Parent, ParentOutput, Record, Verdict};
 
 use bytes::Bytes;
 

@@ -25,10 +25,8 @@ pub enum ParentOutput {
     Store {
         /// Its place in the frame just given.
         index: usize,
-        /// Its place in the child's store.
-        last: u64,
-        /// What it follows there.
-        after: u64,
+        /// What to store beside it.
+        record: Record,
     },
     /// Keep a copy of parcel number `index` with the dead letters.
     Bury {
@@ -47,19 +45,80 @@ pub enum ParentOutput {
 #[derive(Debug)]
 struct Pending {
     last: u64,
-    done: bool,
-    refused: Option<Refusal>,
+    state: PendingState,
 }
 
-/// How far one child has come.
+#[derive(Debug, Clone, Copy)]
+enum PendingState {
+    Storing,
+    Stored,
+    Refused(Refusal),
+}
+
+/// How far one child has come, in one life of its store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cursor {
     /// Which life of the child's store.
     pub incarnation: u64,
-    /// Everything up to this place in it is durable here, or was refused.
+    /// The place after which that life begins.
+    pub start: u64,
+    /// Everything up to this place is durable here, or was refused.
+    pub last: u64,
+    /// The last place that is durable here.
+    pub stored: u64,
+}
+
+/// What is stored beside a parcel, so that the cursor can be recovered from the store alone.
+///
+/// Records of a child form a chain: each names the one before it. A record whose predecessor is
+/// missing is an orphan of a store that failed half-way, and is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Record {
+    /// Which life of the child's store.
+    pub incarnation: u64,
+    /// The place after which that life begins.
+    pub start: u64,
+    /// `last` of the record before, or `start`.
+    pub previous: u64,
+    /// The parcel's place.
     pub last: u64,
 }
+
+impl Cursor {
+    /// Follows a record found in the store behind this cursor: the cursor after it, `None` for an
+    /// orphan.
+    pub fn follow(self, record: Record) -> Option<Cursor> {
+        let Record { incarnation, start, previous, last } = record;
+        if incarnation == self.incarnation && last <= self.stored {
+            return Some(self);
+        }
+        let expected = if incarnation == self.incarnation { self.stored } else { start };
+        let last_or_refused = if incarnation == self.incarnation { self.last.max(last) } else { last };
+        (previous == expected).then_some(Cursor { incarnation, start, last: last_or_refused, stored: last })
+    }
+}
+
+impl std::fmt::Display for Record {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} {} {}", self.incarnation, self.start, self.previous, self.last)
+    }
+}
+
+impl std::str::FromStr for Record {
+    type Err = BadRecord;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let mut numbers = s.split(' ').map(str::parse::<u64>);
+        let mut next = || numbers.next().and_then(Result::ok).ok_or(BadRecord);
+        Ok(Record { incarnation: next()?, start: next()?, previous: next()?, last: next()? })
+    }
+}
+
+/// A text that is no [`Record`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a link record is four numbers")]
+pub struct BadRecord;
 
 #[derive(Debug)]
 enum Session {
@@ -80,6 +139,8 @@ pub struct Parent {
     cursor: Cursor,
     session: Session,
     pending: VecDeque<Pending>,
+    /// `last` of the newest record given out.
+    chain: u64,
     /// Refusals that no receipt has named yet.
     refused: Vec<RefusedParcel>,
     /// A receipt or welcome is owed.
@@ -97,6 +158,7 @@ impl Parent {
             cursor,
             session: Session::None,
             pending: VecDeque::new(),
+            chain: cursor.stored,
             refused: Vec::new(),
             owed: false,
             broken: false,
@@ -152,17 +214,20 @@ impl Parent {
                 // A frame before this one was lost; the child repeats from the cursor on.
                 break;
             }
-            let (done, refused) = match verdict {
+            let state = match *verdict {
                 Verdict::Sound => {
-                    outputs.push(ParentOutput::Store { index, last: parcel.last, after: parcel.after });
-                    (false, None)
+                    let Cursor { incarnation, start, .. } = self.cursor;
+                    let record = Record { incarnation, start, previous: self.chain, last: parcel.last };
+                    self.chain = parcel.last;
+                    outputs.push(ParentOutput::Store { index, record });
+                    PendingState::Storing
                 }
                 Verdict::Refused(reason) => {
-                    outputs.push(ParentOutput::Bury { index, reason: *reason });
-                    (true, Some(*reason))
+                    outputs.push(ParentOutput::Bury { index, reason });
+                    PendingState::Refused(reason)
                 }
             };
-            self.pending.push_back(Pending { last: parcel.last, done, refused });
+            self.pending.push_back(Pending { last: parcel.last, state });
         }
         self.advance();
         outputs
@@ -171,13 +236,13 @@ impl Parent {
     /// The store has the parcel that ends at `last`, durably.
     pub fn on_stored(&mut self, last: u64) {
         if let Some(pending) = self.pending.iter_mut().find(|pending| pending.last == last) {
-            pending.done = true;
+            pending.state = PendingState::Stored;
         }
         self.advance();
     }
 
-    /// The store refused or did not answer for the parcel that ends at `last`. Everything behind it is
-    /// void too: the shell must undo what was stored behind it (see [`Parent::on_undone`]).
+    /// The store refused or did not answer for the parcel that ends at `last`. What lies behind it may
+    /// be stored or not: the shell must wait for the rest, then look and tell [`Parent::on_recovered`].
     pub fn on_store_failed(&mut self, last: u64) {
         if self.pending.iter().any(|pending| pending.last == last) {
             self.broken = true;
@@ -185,8 +250,15 @@ impl Parent {
         }
     }
 
-    /// Nothing behind the cursor is in the store any more.
-    pub fn on_undone(&mut self) {
+    /// Whether the store failed and has to be looked into.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// What the store really holds; nothing behind it is on its way any more.
+    pub fn on_recovered(&mut self, cursor: Cursor) {
+        self.cursor = cursor;
+        self.chain = cursor.stored;
         self.pending.clear();
         self.broken = false;
         self.settle_session();
@@ -200,7 +272,8 @@ impl Parent {
         match self.session {
             Session::Greeted { session, incarnation, start } if self.pending.is_empty() => {
                 if incarnation != self.cursor.incarnation {
-                    self.cursor = Cursor { incarnation, last: start };
+                    self.cursor = Cursor { incarnation, start, last: start, stored: start };
+                    self.chain = start;
                 }
                 self.session = Session::Open(session);
                 Some(ParentMessage::Welcome {
@@ -231,11 +304,13 @@ impl Parent {
         if self.broken {
             return;
         }
-        while let Some(pending) = self.pending.pop_front_if(|pending| pending.done) {
-            self.cursor.last = pending.last;
+        let settled = |pending: &mut Pending| !matches!(pending.state, PendingState::Storing);
+        while let Some(Pending { last, state }) = self.pending.pop_front_if(settled) {
+            self.cursor.last = last;
             self.owed = true;
-            if let Some(reason) = pending.refused {
-                self.refused.push(RefusedParcel { last: pending.last, reason });
+            match state {
+                PendingState::Refused(reason) => self.refused.push(RefusedParcel { last, reason }),
+                PendingState::Storing | PendingState::Stored => self.cursor.stored = last,
             }
         }
         self.settle_session();

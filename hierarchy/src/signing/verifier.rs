@@ -11,18 +11,21 @@ use super::{
 };
 use crate::{Digest, Millis, Refusal, envelope::Parsed};
 
-/// How far ahead of this agent's clock a message may be dated.
+/// How far ahead of this agent's clock a message to be acted on may be dated.
 const FUTURE_SKEW: Duration = Duration::from_secs(5 * 60);
 
 /// How old a message may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Timeliness {
     /// Stored and forwarded: it may have waited for days below a cut link. The signer's binding must
-    /// have been valid when it signed, and the message not older than this.
+    /// have been valid when it signed, and the message not older than this. The signer's clock may be
+    /// hours ahead: its events still count.
     Stored(Duration),
-    /// Part of a live conversation: the binding must be valid now as well, and the message not older
-    /// than this.
+    /// To be acted on: the binding must be valid now as well, and the message not older than this nor
+    /// dated ahead.
     Live(Duration),
+    /// Part of a conversation whose session number proves that it is fresh: clocks need not agree.
+    Session,
 }
 
 /// A message whose signature holds and whose signer is known.
@@ -101,15 +104,14 @@ impl Verifier {
 }
 
 fn check_time(bound: &Bound, signed: Millis, now: Millis, timeliness: Timeliness) -> Result<(), Refusal> {
-    if signed > now.plus(FUTURE_SKEW) {
-        return Err(Refusal::FromTheFuture);
-    }
     if signed < bound.nbf || signed > bound.exp {
         return Err(Refusal::ExpiredBinding);
     }
     let oldest = match timeliness {
+        Timeliness::Session => return Ok(()),
         Timeliness::Stored(age) => age,
         Timeliness::Live(_) if now > bound.exp => return Err(Refusal::ExpiredBinding),
+        Timeliness::Live(_) if signed > now.plus(FUTURE_SKEW) => return Err(Refusal::FromTheFuture),
         Timeliness::Live(age) => age,
     };
     if now.since(signed) > oldest { Err(Refusal::Stale) } else { Ok(()) }

@@ -126,7 +126,8 @@ impl World {
                     self.send(Wire::Up(frame));
                 }
                 ChildOutput::Resume { after } => {
-                        self.reading = Some(after);
+                    self.released = self.released.max(after);
+                    self.reading = Some(after);
                 }
                 ChildOutput::Pause => self.reading = None,
                 ChildOutput::Release { up_to, .. } => self.released = self.released.max(up_to),

@@ -10,9 +10,11 @@ pub mod link;
 pub mod millis;
 pub mod path;
 pub mod refusal;
+pub mod rollup;
 pub mod signing;
 pub mod strict_json;
 pub mod subject;
+pub mod task;
 
 pub use envelope::Digest;
 pub use identity::{Identity, IdentityError, TrustDomain};

@@ -35,7 +35,11 @@ pub const LINK_UP_ALL: &str = "lucent.link.up.>";
 pub const TELEMETRY: &str = "agent.telemetry";
 /// Tail of the subject on which a coordinator publishes what it made of its children's samples.
 pub const ROLLUP: &str = "agent.rollup";
-/// Tail of the subject on which an agent reports the outcome of a task.
+/// Tail of the subject on which a node tells how far a task is.
+pub const TASK_PROGRESS: &str = "agent.task.progress";
+/// Tail of the subject on which an agent makes sure that its store is sound again.
+pub const FENCE: &str = "agent.fence";
+/// Tail of the subject on which a node reports the outcome of a task.
 pub const TASK_RESULT: &str = "agent.task.result";
 
 impl Speaker {

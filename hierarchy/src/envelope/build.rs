@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::{BatchHead, Digest, Metadata, Outer, Priority, SLOT, Security, Sender, VERSION};
-use crate::{Identity, Millis};
+use crate::{Identity, Millis, strict_json::Object};
 
 /// What an envelope is to say; [`crate::signing::Signer::seal`] makes the envelope of it.
 #[derive(Debug, Clone)]
@@ -50,20 +50,20 @@ impl Draft<'_> {
             version: VERSION.into(),
             subject: self.subject.into(),
             reply_to: self.reply_to.map(Cow::Borrowed),
-            sender: sender.clone(),
+            sender: Object(sender.clone()),
             jetstream: None,
             payload: self.payload,
-            metadata: Metadata {
+            metadata: Object(Metadata {
                 hierarchy_level: identity.path.level(),
                 priority: self.priority,
-                batch: self.batch.clone(),
-                security: Security {
+                batch: self.batch.clone().map(Object),
+                security: Object(Security {
                     identity: identity.to_string().into(),
                     permissions: Vec::new(),
                     kid,
                     signature: &empty_slot,
-                },
-            },
+                }),
+            }),
         };
         let mut bytes = Vec::with_capacity(self.payload.get().len() + 1024);
         serde_json::to_writer(&mut bytes, &outer)

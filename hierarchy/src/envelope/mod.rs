@@ -9,7 +9,7 @@ mod parse;
 
 use std::borrow::Cow;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
@@ -17,7 +17,10 @@ pub(crate) use build::fill_slot;
 pub use build::{Draft, Sealed};
 pub use parse::Parsed;
 
-use crate::Level;
+use crate::{
+    Level,
+    strict_json::{Object, present, word},
+};
 
 /// The largest event that is taken, in bytes of the publisher's: 1 MiB.
 pub const MAX_EVENT_BYTES: usize = 1 << 20;
@@ -92,29 +95,33 @@ struct Security<'a> {
     #[serde(borrow, default)]
     permissions: Vec<Cow<'a, str>>,
     kid: Digest,
+    /// A missing slot is an empty one.
+    #[serde(default)]
     signature: &'a str,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Metadata<'a> {
+    #[serde(deserialize_with = "word")]
     hierarchy_level: Level,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "word")]
     priority: Priority,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    batch: Option<BatchHead>,
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    batch: Option<Object<BatchHead>>,
     #[serde(borrow)]
-    security: Security<'a>,
+    security: Object<Security<'a>>,
 }
 
 /// The envelope's outer fields, in the order in which they are written.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Outer<'a> {
+    #[serde(deserialize_with = "one_spelling")]
     message_id: uuid::Uuid,
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    #[serde(borrow, default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     correlation_id: Option<Cow<'a, str>>,
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    #[serde(borrow, default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     causation_id: Option<Cow<'a, str>>,
     #[serde(borrow)]
     timestamp: Cow<'a, str>,
@@ -124,16 +131,24 @@ struct Outer<'a> {
     version: Cow<'a, str>,
     #[serde(borrow)]
     subject: Cow<'a, str>,
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    #[serde(borrow, default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     reply_to: Option<Cow<'a, str>>,
     #[serde(borrow)]
-    sender: Sender<'a>,
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    sender: Object<Sender<'a>>,
+    #[serde(borrow, default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     jetstream: Option<&'a RawValue>,
     #[serde(borrow)]
     payload: &'a RawValue,
     #[serde(borrow)]
-    metadata: Metadata<'a>,
+    metadata: Object<Metadata<'a>>,
+}
+
+/// A UUID in lowercase with hyphens: other spellings would make two ids of one.
+fn one_spelling<'de, D: Deserializer<'de>>(deserializer: D) -> Result<uuid::Uuid, D::Error> {
+    let text = <&str>::deserialize(deserializer)?;
+    let id = text.parse::<uuid::Uuid>().map_err(D::Error::custom)?;
+    let canonical = id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()) == text;
+    canonical.then_some(id).ok_or_else(|| D::Error::custom("a UUID is written in lowercase with hyphens"))
 }
 
 impl Digest {

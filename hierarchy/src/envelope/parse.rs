@@ -3,8 +3,8 @@
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{BatchHead, Digest, MAX_BYTES, Outer, Priority, SLOT, Sender, VERSION};
-use crate::{Identity, Level, Millis, Refusal};
+use super::{BatchHead, Digest, MAX_BYTES, Outer, Priority, SLOT, Security, Sender, VERSION};
+use crate::{Identity, Level, Millis, Refusal, strict_json};
 
 /// An envelope whose form is sound. Nothing is known yet of who wrote it: see
 /// [`crate::signing::Verifier::verify`].
@@ -32,20 +32,25 @@ impl<'a> Parsed<'a> {
 
         let payload = span(bytes, outer.payload.get().as_bytes());
         // No outer name or value needs an escape, so an escape can only be a disguise. Within
-        // `jetstream`, which nothing here interprets, one is refused as well.
+        // `jetstream`, which nothing here interprets, one is refused as well, and so is what two
+        // readers could understand differently.
         let escaped = |part: &[u8]| part.contains(&b'\\');
         if escaped(&bytes[..payload.start]) || escaped(&bytes[payload.end..]) {
             return Err(Refusal::Malformed);
         }
+        if outer.jetstream.is_some_and(|raw| !strict_json::is_strict(raw.get().as_bytes())) {
+            return Err(Refusal::Malformed);
+        }
+        let security = &outer.metadata.0.security.0;
+        let identity = security.identity.parse().map_err(|_| Refusal::Malformed)?;
+        let timestamp = outer.timestamp.parse().map_err(|_| Refusal::Malformed)?;
         if outer.version != VERSION {
             return Err(Refusal::UnsupportedVersion);
         }
-        if outer.metadata.security.signature.len() != SLOT {
+        if security.signature.len() != SLOT {
             return Err(Refusal::BadSlot);
         }
-        let slot = span(bytes, outer.metadata.security.signature.as_bytes()).start;
-        let identity = outer.metadata.security.identity.parse().map_err(|_| Refusal::Malformed)?;
-        let timestamp = outer.timestamp.parse().map_err(|_| Refusal::Malformed)?;
+        let slot = span(bytes, security.signature.as_bytes()).start;
         Ok(Parsed { outer, identity, timestamp, slot, bytes })
     }
 
@@ -56,7 +61,7 @@ impl<'a> Parsed<'a> {
 
     /// The signature's bytes; refused where they are no canonical base64url or all zero.
     pub fn signature(&self) -> Result<[u8; 64], Refusal> {
-        match crate::base64url::decode_exact(self.outer.metadata.security.signature) {
+        match crate::base64url::decode_exact(self.security().signature) {
             Some(signature) if signature != [0; 64] => Ok(signature),
             _ => Err(Refusal::BadSlot),
         }
@@ -64,7 +69,7 @@ impl<'a> Parsed<'a> {
 
     /// The id of the key that is said to have signed.
     pub fn kid(&self) -> Digest {
-        self.outer.metadata.security.kid
+        self.security().kid
     }
 
     /// Who is said to speak.
@@ -104,27 +109,31 @@ impl<'a> Parsed<'a> {
 
     /// Which process sent it.
     pub fn sender(&self) -> &Sender<'a> {
-        &self.outer.sender
+        &self.outer.sender.0
     }
 
     /// The level it was written at.
     pub fn level(&self) -> Level {
-        self.outer.metadata.hierarchy_level
+        self.outer.metadata.0.hierarchy_level
     }
 
     /// Its priority.
     pub fn priority(&self) -> Priority {
-        self.outer.metadata.priority
+        self.outer.metadata.0.priority
     }
 
     /// What the batch holds, where it is one.
     pub fn batch(&self) -> Option<&BatchHead> {
-        self.outer.metadata.batch.as_ref()
+        self.outer.metadata.0.batch.as_ref().map(|batch| &batch.0)
     }
 
     /// The payload's exact text.
     pub fn payload(&self) -> &'a RawValue {
         self.outer.payload
+    }
+
+    fn security(&self) -> &Security<'a> {
+        &self.outer.metadata.0.security.0
     }
 }
 

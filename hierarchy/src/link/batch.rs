@@ -6,7 +6,12 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::{Path, Refusal, envelope::Parsed, strict_json, subject::Speaker};
+use crate::{
+    Path, Refusal,
+    envelope::Parsed,
+    strict_json::{self, Object},
+    subject::Speaker,
+};
 
 /// How many distinct subjects one batch may hold.
 pub const MAX_SUBJECTS: usize = 64;
@@ -42,13 +47,18 @@ pub struct BatchEvent<'a> {
     /// Index of its subject in the batch head's list.
     pub sub: u16,
     /// The publisher's headers, where there are any.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "strict_json::unique", skip_serializing_if = "BTreeMap::is_empty")]
     pub hdr: Headers,
-    /// The publisher's bytes where they are strict JSON, to the letter.
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    /// The publisher's bytes where they are strict JSON, to the letter. `null` is such JSON.
+    #[serde(
+        borrow,
+        default,
+        deserialize_with = "strict_json::present",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub data: Option<&'a RawValue>,
     /// The publisher's bytes where they are anything else, in standard base64.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "strict_json::present", skip_serializing_if = "Option::is_none")]
     pub b64: Option<String>,
 }
 
@@ -56,7 +66,7 @@ pub struct BatchEvent<'a> {
 #[serde(deny_unknown_fields)]
 struct Payload<'a> {
     #[serde(borrow)]
-    events: Vec<BatchEvent<'a>>,
+    events: Vec<Object<BatchEvent<'a>>>,
 }
 
 /// The events of a verified batch.
@@ -73,9 +83,9 @@ impl Batch<'_> {
     /// for the levels above.
     pub fn read<'a>(envelope: &Parsed<'a>) -> Result<Batch<'a>, Refusal> {
         let head = envelope.batch().ok_or(Refusal::BadPayload)?;
-        let payload: Payload<'a> =
+        let Object::<Payload<'a>>(payload) =
             serde_json::from_str(envelope.payload().get()).map_err(|_| Refusal::BadPayload)?;
-        let events = payload.events;
+        let events: Vec<_> = payload.events.into_iter().map(|Object(event)| event).collect();
         let in_order = events.windows(2).all(|pair| pair[0].seq < pair[1].seq);
         let ends = (events.first().map(|e| e.seq), events.last().map(|e| e.seq));
         let sound = |event: &BatchEvent<'_>| {
@@ -118,9 +128,16 @@ pub fn check_speaker(origin: &Path, envelope: &Parsed<'_>) -> Result<(), Refusal
         return Err(Refusal::BadPayload);
     }
     let speaker = Speaker::of(origin);
-    let own = |subject: &str| speaker.tail_of(subject).is_some();
+    let own = |subject: &str| carries(&speaker, subject);
     let all_own = own(envelope.subject()) && head.subjects.iter().all(|subject| own(subject));
     if all_own { Ok(()) } else { Err(Refusal::WrongSubject) }
+}
+
+/// Whether `subject` is the speaker's own, fit to publish on, and fit to stand in an envelope, where
+/// nothing may need an escape.
+pub(super) fn carries(speaker: &Speaker, subject: &str) -> bool {
+    let unfit = |c: char| c.is_whitespace() || c.is_control() || c == '"' || c == '\\';
+    Speaker::parse(subject).as_ref() == Some(speaker) && !subject.contains(unfit)
 }
 
 /// Appends one event in its wire form to a payload under construction.

@@ -131,6 +131,11 @@ impl Child {
         matches!(self.state, State::Open { .. })
     }
 
+    /// Whether nothing is under way or waiting to be.
+    pub fn is_idle(&self) -> bool {
+        matches!(&self.state, State::Open { flights, queue, .. } if flights.is_empty() && queue.is_empty())
+    }
+
     /// The place up to which the parent has everything, as far as known.
     pub fn cursor(&self) -> u64 {
         self.cursor

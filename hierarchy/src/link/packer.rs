@@ -78,6 +78,21 @@ impl Packer {
         if self.open.as_ref().is_some_and(|open| !self.fits(open, event)) {
             full.extend(self.close());
         }
+        if !self.append(event, now) {
+            full.extend(self.close());
+            self.append(event, now);
+        }
+        let done = |open: &Open| {
+            open.count as usize >= self.limits.events || open.body.len() + TAIL.len() >= self.limits.bytes
+        };
+        if self.open.as_ref().is_some_and(done) {
+            full.extend(self.close());
+        }
+        full
+    }
+
+    /// Writes the event behind the others, unless that makes the batch too large.
+    fn append(&mut self, event: &Event, now: Tick) -> bool {
         let linger = self.limits.linger;
         let capacity = self.limits.bytes.min(16 * 1024);
         let open = self.open.get_or_insert_with(|| {
@@ -92,23 +107,23 @@ impl Packer {
                 due: now + linger,
             }
         });
-        let subject = match open.subjects.iter().position(|subject| *subject == event.subject) {
-            Some(index) => index,
-            None => {
-                open.subjects.push(event.subject.clone());
-                open.subjects.len() - 1
-            }
-        };
+        let before = open.body.len();
         if open.count > 0 {
             open.body.push(',');
         }
+        let known = open.subjects.iter().position(|subject| *subject == event.subject);
+        let subject = known.unwrap_or(open.subjects.len());
         batch::write_event(&mut open.body, event, subject as u16);
+        if open.count > 0 && open.body.len() + TAIL.len() > self.limits.bytes {
+            open.body.truncate(before);
+            return false;
+        }
+        if known.is_none() {
+            open.subjects.push(event.subject.clone());
+        }
         open.last = event.seq;
         open.count += 1;
-        if open.count as usize >= self.limits.events || open.body.len() >= self.limits.bytes {
-            full.extend(self.close());
-        }
-        full
+        true
     }
 
     /// When [`Packer::close_due`] has something to close.
@@ -146,17 +161,18 @@ impl Packer {
     }
 
     fn fits(&self, open: &Open, event: &Event) -> bool {
-        let known = open.subjects.contains(&event.subject);
-        let same_class =
-            open.subjects.first().is_none_or(|first| self.class(first) == self.class(&event.subject));
-        same_class
-            && (known || open.subjects.len() < MAX_SUBJECTS)
-            && open.body.len() + event.data.len() <= self.limits.bytes
+        let same_class = |first: &String| self.class(first) == self.class(&event.subject);
+        open.subjects.contains(&event.subject)
+            || (open.subjects.len() < MAX_SUBJECTS && open.subjects.first().is_none_or(same_class))
     }
 
     /// The agents' own subjects each travel in batches of their own, so that a coordinator which
-    /// waits for one of them need not look into every batch of application events.
+    /// waits for one of them need not look into every batch of application events. So does a subject
+    /// that the parent will refuse, which thereby takes no other event with it.
     fn class<'a>(&self, subject: &'a str) -> Option<&'a str> {
+        if !batch::carries(&self.speaker, subject) {
+            return Some(subject);
+        }
         self.speaker.tail_of(subject).filter(|tail| tail.starts_with("agent."))
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use webpki::{EndEntityCert, aws_lc_rs as algs};
 
 use super::TrustBundle;
-use crate::{Digest, Identity, Millis, Refusal, base64url};
+use crate::{Digest, Identity, Millis, Refusal, base64url, strict_json::Object};
 
 /// What the payload is, in the pre-authentication encoding (DSSE) that the SVID's key signs.
 const PAYLOAD_TYPE: &str = "application/vnd.lucent.key-binding.v1+json";
@@ -51,6 +51,8 @@ pub(super) struct Bound {
     pub(super) key: VerifyingKey,
     pub(super) nbf: Millis,
     pub(super) exp: Millis,
+    /// Of the whole binding: the key id covers the statement alone, not what vouches for it.
+    pub(super) fingerprint: Digest,
 }
 
 /// What proves possession of the Ed25519 key, and ties it to certificate and identity.
@@ -100,7 +102,8 @@ impl Binding {
         if text.len() > MAX_BYTES {
             return Err(Refusal::Oversized);
         }
-        serde_json::from_slice(text).map_err(|_| Refusal::BadBinding)
+        let Object(binding) = serde_json::from_slice(text).map_err(|_| Refusal::BadBinding)?;
+        Ok(binding)
     }
 
     /// Its JSON text.
@@ -113,6 +116,11 @@ impl Binding {
         Ok(Digest::sha256(&base64url::decode(&self.payload).ok_or(Refusal::BadBinding)?))
     }
 
+    /// Tells this binding from another one around the same statement.
+    pub(super) fn fingerprint(&self) -> Digest {
+        Digest::sha256(self.to_json().as_bytes())
+    }
+
     /// Checks everything a binding promises; only then is its key good for anything.
     pub(super) fn check(&self, trust: &TrustBundle) -> Result<(Digest, Bound), Refusal> {
         if self.x5c.is_empty() || self.x5c.len() > MAX_CHAIN {
@@ -120,7 +128,8 @@ impl Binding {
         }
         let decode = |text: &str| base64url::decode(text).ok_or(Refusal::BadBinding);
         let statement = decode(&self.payload)?;
-        let claims: BindingClaims = serde_json::from_slice(&statement).map_err(|_| Refusal::BadBinding)?;
+        let Object::<BindingClaims>(claims) =
+            serde_json::from_slice(&statement).map_err(|_| Refusal::BadBinding)?;
         let chain =
             self.x5c.iter().map(|c| decode(c).map(CertificateDer::from)).collect::<Result<Vec<_>, _>>()?;
         if (claims.v, claims.alg.as_str(), claims.aud.as_str()) != (1, "Ed25519", AUDIENCE)
@@ -148,7 +157,8 @@ impl Binding {
         key.verify_strict(&pop_message(&claims.svid, &identity), &pop.into())
             .map_err(|_| Refusal::BadBinding)?;
 
-        let bound = Bound { identity, key, nbf: claims.nbf, exp: claims.exp };
+        let fingerprint = self.fingerprint();
+        let bound = Bound { identity, key, nbf: claims.nbf, exp: claims.exp, fingerprint };
         Ok((Digest::sha256(&statement), bound))
     }
 }

@@ -64,6 +64,9 @@ impl TrustBundle {
                 webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. } => {
                     Refusal::ExpiredBinding
                 }
+                webpki::Error::CaUsedAsEndEntity | webpki::Error::RequiredEkuNotFoundContext(_) => {
+                    Refusal::BadBinding
+                }
                 _ => Refusal::UntrustedIssuer,
             })?;
         }

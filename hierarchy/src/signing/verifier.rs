@@ -57,20 +57,24 @@ impl Verifier {
         self.bindings.contains_key(kid)
     }
 
-    /// Checks a binding and remembers it; its key id is returned.
+    /// Checks a binding and remembers it; its key id is returned. What was checked once is not checked
+    /// again; another binding around a known statement is, since whoever stores it relies on all of it.
     pub fn learn(&mut self, binding: &Binding) -> Result<Digest, Refusal> {
         let kid = binding.kid()?;
-        if self.knows(&kid) {
+        let known = self.bindings.get(&kid);
+        if known.is_some_and(|known| known.fingerprint == binding.fingerprint()) {
             return Ok(kid);
         }
         let (kid, bound) = binding.check(&self.trust)?;
-        if self.arrival.len() >= self.capacity
+        if self.bindings.insert(kid, bound).is_some() {
+            return Ok(kid);
+        }
+        self.arrival.push_back(kid);
+        if self.arrival.len() > self.capacity
             && let Some(oldest) = self.arrival.pop_front()
         {
             self.bindings.remove(&oldest);
         }
-        self.arrival.push_back(kid);
-        self.bindings.insert(kid, bound);
         Ok(kid)
     }
 

@@ -1,0 +1,104 @@
+//! The nats-server of this level: found, configured, started, watched, stopped; and the agent's
+//! connections to it.
+
+pub mod binary;
+pub mod connect;
+mod log_tail;
+pub mod server;
+pub mod streams;
+
+use std::net::{IpAddr, SocketAddr, TcpListener};
+
+/// What went wrong with the nats-server. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// There is no such program.
+    #[error("nats-server is not to be found as `{0}`; install it (scripts/setup nats) or name it with nats.server")]
+    Missing(String),
+    /// It does not tell its version.
+    #[error("`{program} --version` does not tell a version: {reason}")]
+    NoVersion {
+        /// The program.
+        program: String,
+        /// What it said.
+        reason: String,
+    },
+    /// It has holes that this product cannot live with beyond loopback.
+    #[error(
+        "nats-server {found} is too old to face a network: it lets clients name certificate users without a \
+         certificate; install 2.14.4 or newer (or 2.12.14 or newer of 2.12)"
+    )]
+    TooOld {
+        /// The version found.
+        found: String,
+    },
+    /// Something listens there already.
+    #[error("{key} = {address} is in use by another program; stop it or choose another port")]
+    PortInUse {
+        /// The configuration key.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+    },
+    /// The address cannot be listened on for another reason.
+    #[error("{key} = {address} cannot be listened on: {reason}")]
+    BadAddress {
+        /// The configuration key.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        reason: String,
+    },
+    /// A file of the server's could not be written.
+    #[error("{path} cannot be written: {reason}; check owner and free space of the state directory")]
+    Unwritable {
+        /// The file.
+        path: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// The options do not make a configuration.
+    #[error("nats-server cannot be configured: {0}")]
+    Render(#[from] nats_config::RenderError),
+    /// It was started and ended, or does not answer.
+    #[error("nats-server does not come up: {0}")]
+    NotUp(String),
+    /// A connection was refused.
+    #[error("cannot connect to nats-server at {address} as `{user}`: {reason}")]
+    Connect {
+        /// Where.
+        address: String,
+        /// As whom.
+        user: String,
+        /// What it said.
+        reason: String,
+    },
+    /// JetStream refused a stream or bucket.
+    #[error("JetStream cannot hold {name}: {reason}")]
+    Stream {
+        /// The stream or bucket.
+        name: String,
+        /// What it said.
+        reason: String,
+    },
+}
+
+/// The address with a free port in place of 0. An address in use is named with its key.
+pub fn claim(key: &'static str, address: SocketAddr) -> Result<SocketAddr, BrokerError> {
+    let listener = TcpListener::bind(address).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => BrokerError::PortInUse { key, address },
+        _ => BrokerError::BadAddress { key, address, reason: error.to_string() },
+    })?;
+    listener.local_addr().map_err(|error| BrokerError::BadAddress { key, address, reason: error.to_string() })
+}
+
+/// How a program on this machine reaches a listener on `address`.
+pub fn dialable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}

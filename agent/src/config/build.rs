@@ -1,0 +1,258 @@
+//! From settings to the checked configuration, section by section.
+//!
+//! Each function reads *all* its keys before it gives up on any, so that one run names every mistake.
+
+use std::net::SocketAddr;
+
+use hierarchy::{Id, Level, Path};
+
+use super::{
+    checked::{
+        Config, Credentials, Embedded, External, Http, IdentityFiles, Leaf, Link, Log, Nats, Parent, Secret,
+        SyncMode, Telemetry, children_of,
+    },
+    error::Problem,
+    reader::Reader,
+    tables,
+};
+
+/// The configuration, unless the reader has recorded a mistake.
+pub(super) fn config(r: &mut Reader) -> Option<Config> {
+    let level = r.parsed("level");
+    let path = path(r, level);
+    let trust_domain = r.parsed("trust_domain");
+    let state_dir = r.path("state_dir");
+    let identity = identity(r);
+    let nats = nats(r, level);
+    let leaf = leaf(r, level, path.as_ref());
+    let parent = parent(r, level);
+    let link = link(r);
+    let telemetry = telemetry(r);
+    let http = r.parsed("http.listen").map(|listen| Http { listen });
+    let log = log(r);
+    let policy = tables::policy(r);
+    let runners = tables::runners(r, level);
+    refuse_clashing_ports(
+        r,
+        &[
+            ("nats.listen", nats.as_ref().and_then(|nats| Some(nats.embedded()?.listen))),
+            ("nats.monitor", nats.as_ref().and_then(|nats| Some(nats.embedded()?.monitor))),
+            ("leaf.listen", leaf.as_ref().and_then(|leaf| Some(leaf.as_ref()?.listen))),
+            ("http.listen", http.as_ref().map(|http| http.listen)),
+        ],
+    );
+
+    Some(Config {
+        path: path?,
+        trust_domain: trust_domain?,
+        state_dir: state_dir?,
+        identity: identity?,
+        nats: nats?,
+        leaf: leaf?,
+        parent: parent?,
+        link: link?,
+        telemetry: telemetry?,
+        http: http?,
+        log: log?,
+        policy: policy?,
+        runners: runners?,
+    })
+}
+
+fn path(r: &mut Reader, level: Option<Level>) -> Option<Path> {
+    let path = r.parsed::<Path>("path");
+    let level = level?;
+    let example = match level {
+        Level::Node => "s1/c1/n1",
+        Level::Cluster => "s1/c1",
+        Level::Site => "s1",
+        Level::Global => "global",
+    };
+    match path {
+        Some(path) if path.level() == level => Some(path),
+        Some(_) => {
+            r.refuse("path", Problem::PathDepth { level, example });
+            None
+        }
+        None if r.is_set("path") => None,
+        None if level == Level::Global => Some(Path::global()),
+        None => {
+            r.missing("path", format!("a {level} needs one: give --path {example}, or path in the file"));
+            None
+        }
+    }
+}
+
+fn identity(r: &mut Reader) -> Option<IdentityFiles> {
+    let (cert, key, bundle) = (r.path("identity.cert"), r.path("identity.key"), r.path("identity.bundle"));
+    Some(IdentityFiles { cert: cert?, key: key?, bundle: bundle? })
+}
+
+fn nats(r: &mut Reader, level: Option<Level>) -> Option<Nats> {
+    match r.text("nats.mode")?.as_str() {
+        "embedded" => {
+            let problem = "is for nats.mode = \"external\": set the mode, or remove the key";
+            r.refuse_all("nats.external.", &Problem::Contradiction(problem.to_owned()));
+            embedded(r, level).map(Nats::Embedded)
+        }
+        "external" => {
+            let problem = "is for nats.mode = \"embedded\": set the mode, or remove the key";
+            // Not nats.server: a machine may name the program for all its agents in the environment.
+            for key in ["nats.listen", "nats.monitor", "nats.max_memory", "nats.max_file", "nats.sync"] {
+                r.refuse_all(key, &Problem::Contradiction(problem.to_owned()));
+            }
+            external(r, level).map(Nats::External)
+        }
+        _ => {
+            r.refuse_form("nats.mode");
+            embedded(r, level);
+            None
+        }
+    }
+}
+
+fn embedded(r: &mut Reader, level: Option<Level>) -> Option<Embedded> {
+    let server = r.program("nats.server");
+    let (listen, monitor) = (r.parsed("nats.listen"), r.parsed("nats.monitor"));
+    let (max_memory, max_file) = (r.size("nats.max_memory"), r.size("nats.max_file"));
+    // Measured: with batches `always` costs little; where events are stored one by one it costs 30 times.
+    let sync = match (r.parsed("nats.sync"), level) {
+        (None, _) if r.is_set("nats.sync") => None,
+        (None, Some(Level::Node)) => Some(SyncMode::ServerDefault),
+        (None, _) => Some(SyncMode::Always),
+        (set, _) => set,
+    };
+    Some(Embedded {
+        server: server?,
+        listen: listen?,
+        monitor: monitor?,
+        max_memory: max_memory?,
+        max_file: max_file?,
+        sync: sync?,
+    })
+}
+
+fn external(r: &mut Reader, level: Option<Level>) -> Option<External> {
+    let url: Option<async_nats::ServerAddr> = r.parsed("nats.external.url");
+    match &url {
+        Some(url) if url.has_user_pass() || !matches!(url.scheme(), "nats" | "tls") => {
+            r.refuse_form("nats.external.url");
+        }
+        None if !r.is_set("nats.external.url") => {
+            r.missing("nats.external.url", "give the server's address, such as tls://nats.example:4222");
+        }
+        _ => {}
+    }
+    let mesh = credentials(r, "mesh");
+    let up = match level {
+        Some(level @ Level::Global) => {
+            r.refuse_all(
+                "nats.external.up_",
+                &Problem::Misplaced { level, remedy: "nothing is above it, remove the key" },
+            );
+            Some(None)
+        }
+        _ => credentials(r, "up").map(Some),
+    };
+    let down = match level {
+        Some(level @ Level::Node) => {
+            r.refuse_all(
+                "nats.external.down_",
+                &Problem::Misplaced { level, remedy: "nothing is below it, remove the key" },
+            );
+            Some(None)
+        }
+        _ => credentials(r, "down").map(Some),
+    };
+    Some(External { url: url?, mesh: mesh?, up: up?, down: down? })
+}
+
+fn credentials(r: &mut Reader, account: &str) -> Option<Credentials> {
+    let [user, password] = ["user", "password"].map(|part| {
+        let key = format!("nats.external.{account}_{part}");
+        if !r.is_set(&key) {
+            r.missing(&key, format!("give the {part} for account {}", account.to_uppercase()));
+        }
+        r.text(&key)
+    });
+    Some(Credentials { user: user?, password: Secret(password?) })
+}
+
+/// `Some(None)` at a node, which has no children.
+fn leaf(r: &mut Reader, level: Option<Level>, path: Option<&Path>) -> Option<Option<Leaf>> {
+    let (listen, children) = (r.parsed("leaf.listen"), r.list::<Id>("leaf.children"));
+    if let Some(level @ Level::Node) = level {
+        r.refuse_all(
+            "leaf.",
+            &Problem::Misplaced { level, remedy: "it has no children, remove section [leaf]" },
+        );
+        return Some(None);
+    }
+    Some(Some(Leaf { listen: listen?, children: children_of(path?, &children?)? }))
+}
+
+/// `Some(None)` at global, which has no parent.
+fn parent(r: &mut Reader, level: Option<Level>) -> Option<Option<Parent>> {
+    let addresses = r.list("parent.addresses");
+    match level? {
+        level @ Level::Global => {
+            r.refuse_all(
+                "parent.",
+                &Problem::Misplaced { level, remedy: "it has no parent, remove section [parent]" },
+            );
+            Some(None)
+        }
+        level if !r.is_set("parent.addresses") || addresses.as_ref().is_some_and(Vec::is_empty) => {
+            r.missing(
+                "parent.addresses",
+                format!("a {level} needs a parent: give its HOST:PORT in the file"),
+            );
+            None
+        }
+        _ => Some(Some(Parent { addresses: addresses? })),
+    }
+}
+
+fn link(r: &mut Reader) -> Option<Link> {
+    let (batch_events, batch_bytes) = (r.count("link.batch_events"), r.size("link.batch_bytes"));
+    let (linger, in_flight, retry) =
+        (r.duration("link.linger"), r.count("link.in_flight"), r.duration("link.retry"));
+    Some(Link {
+        batch_events: batch_events?,
+        batch_bytes: usize::try_from(batch_bytes?).ok()?,
+        linger: linger?,
+        in_flight: in_flight?,
+        retry: retry?,
+    })
+}
+
+fn telemetry(r: &mut Reader) -> Option<Telemetry> {
+    let (interval, window) = (r.duration("telemetry.interval"), r.duration("telemetry.window"));
+    let telemetry = Telemetry { interval: interval?, window: window? };
+    if telemetry.window < telemetry.interval {
+        let problem = "must not be shorter than telemetry.interval: lengthen it or sample more often";
+        r.refuse("telemetry.window", Problem::Contradiction(problem.to_owned()));
+    }
+    Some(telemetry)
+}
+
+fn log(r: &mut Reader) -> Option<Log> {
+    let (format, level) = (r.parsed("log.format"), r.parsed("log.level"));
+    Some(Log { format: format?, level: level? })
+}
+
+/// Two listeners on one port are seen here rather than when the second one fails to start.
+fn refuse_clashing_ports(r: &mut Reader, listeners: &[(&str, Option<SocketAddr>)]) {
+    let known: Vec<_> = listeners.iter().filter_map(|(name, address)| Some((*name, (*address)?))).collect();
+    for (i, (name, address)) in known.iter().enumerate() {
+        let clash = known[..i].iter().find(|(_, other)| {
+            let shares_host =
+                address.ip() == other.ip() || address.ip().is_unspecified() || other.ip().is_unspecified();
+            address.port() == other.port() && address.port() != 0 && shares_host
+        });
+        if let Some((other, _)) = clash {
+            let problem = format!("needs a port of its own, {other} has the same one");
+            r.refuse(name, Problem::Contradiction(problem));
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! `/livez`, `/readyz`, `/metrics` and `/status`, on every agent.
+
+use std::{sync::Arc, time::Instant};
+
+use async_nats::{Client, connection::State};
+use axum::{Json, Router, extract, http::StatusCode, response::IntoResponse, routing::get};
+use coordinator::registry::ChildStatus;
+use hierarchy::{Path, rollup::Health};
+use serde_json::json;
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    link::uplink::UplinkState,
+    metrics::Metrics,
+    status::{Addresses, Status},
+};
+
+/// What the answers are made of.
+pub struct Facts {
+    /// Where the agent stands.
+    pub path: Path,
+    /// Its nats-server's version.
+    pub nats_server: String,
+    /// When it was started.
+    pub started: Instant,
+    /// Where it can be reached.
+    pub addresses: Addresses,
+    /// The connection in account MESH.
+    pub mesh: Client,
+    /// How it fares.
+    pub health: watch::Receiver<Health>,
+    /// The link to the parent.
+    pub uplink: Option<watch::Receiver<UplinkState>>,
+    /// Its children.
+    pub children: watch::Receiver<Vec<ChildStatus>>,
+    /// What it counts.
+    pub metrics: Metrics,
+}
+
+/// Serves until cancelled.
+pub async fn run(listener: TcpListener, facts: Arc<Facts>, cancel: CancellationToken) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/status", get(status))
+        .with_state(facts);
+    axum::serve(listener, router).with_graceful_shutdown(async move { cancel.cancelled().await }).await
+}
+
+type Known = extract::State<Arc<Facts>>;
+
+/// Ready means that events are taken: the own server is there. A cut link does not make an agent
+/// unready, since working on without a parent is what it is for.
+async fn ready(facts: Known) -> impl IntoResponse {
+    let connected = facts.mesh.connection_state() == State::Connected;
+    let uplink = facts.uplink.as_ref().map(|uplink| uplink.borrow().open);
+    let code = if connected { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(json!({ "ready": connected, "natsServer": connected, "parentLink": uplink })))
+}
+
+async fn metrics(facts: Known) -> impl IntoResponse {
+    let content_type = [("content-type", "application/openmetrics-text; version=1.0.0; charset=utf-8")];
+    (content_type, facts.metrics.encode())
+}
+
+async fn status(facts: Known) -> Json<Status> {
+    Json(Status {
+        path: facts.path.clone(),
+        level: facts.path.level(),
+        version: crate::VERSION.to_owned(),
+        nats_server: facts.nats_server.clone(),
+        health: *facts.health.borrow(),
+        uptime_seconds: facts.started.elapsed().as_secs(),
+        refused: facts.metrics.refused_total(),
+        parent: facts.uplink.as_ref().map(|uplink| uplink.borrow().clone()),
+        children: facts.children.borrow().clone(),
+        addresses: facts.addresses.clone(),
+    })
+}

@@ -1,0 +1,24 @@
+//! The mesh agent: everything of the product that touches the world. The `agent` binary is a thin shell
+//! around this library, so that the end-to-end tests run the same code.
+
+pub mod app;
+pub mod broker;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod dead_letters;
+pub mod dispatch;
+pub mod exit;
+pub mod http;
+pub mod link;
+pub mod logging;
+pub mod metrics;
+pub mod runner;
+pub mod status;
+pub mod supervise;
+pub mod svid;
+pub mod telemetry;
+pub mod watch;
+
+/// The agent's version, as told to parents and children.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

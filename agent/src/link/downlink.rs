@@ -1,0 +1,585 @@
+//! The parent's shell: verifies what children send, stores it durably, answers.
+
+use std::{collections::{BTreeMap, HashMap, VecDeque}, sync::Arc, time::Duration};
+
+use async_nats::{Client, HeaderMap, Message, Subscriber, jetstream::{self, kv, message::PublishMessage}};
+use bytes::Bytes;
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use hierarchy::{
+    Path, Refusal,
+    link::{
+        Batch, ChildMessage, Parent, ParentMessage, ParentOutput, ParcelHead, Record, Verdict,
+        batch::check_speaker,
+        message::{Offer, cut},
+    },
+    signing::{Binding, Signer, Timeliness, Verified, Verifier},
+    subject::{self, Speaker},
+};
+use serde_json::value::RawValue;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{bindings::Bindings, cursors::{self, Checkpoint}, header, wire};
+use crate::{
+    clock,
+    dead_letters::{DeadLetter, DeadLetters},
+    metrics::{ChildLabel, Metrics, Watermark},
+};
+
+/// Batches may have waited this long below a cut link.
+pub const STORED_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Bytes a child may have under way.
+const CREDIT: u64 = 4 * 1024 * 1024;
+/// Most children of one parent.
+const MAX_CHILDREN: usize = 10_000;
+/// Batches on their way into the store, of all children.
+const MAX_STORING: usize = 2_000;
+/// How often the cursors are checkpointed.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
+
+/// What the coordinator wants to know of its children.
+#[derive(Debug)]
+pub enum FromChild {
+    /// The child greeted.
+    Hello {
+        /// Who.
+        child: Path,
+        /// Its software version.
+        version: String,
+    },
+    /// The child sent something sound.
+    Seen {
+        /// Who.
+        child: Path,
+        /// Its software version, where it has told it since this agent was started.
+        version: Option<String>,
+        /// Messages that wait in its store.
+        lag: u64,
+    },
+    /// What a child says of itself, or of those below it.
+    Report {
+        /// See [`hierarchy::subject::TELEMETRY`] and [`hierarchy::subject::ROLLUP`].
+        subject: String,
+        /// Which life of the child's store.
+        incarnation: u64,
+        /// The event's sequence number in it.
+        seq: u64,
+        /// Its data.
+        data: Vec<u8>,
+    },
+}
+
+/// What children say about work.
+#[derive(Debug)]
+pub enum WorkFromChild {
+    /// The child offers to take work.
+    Credit {
+        /// Who.
+        child: Path,
+        /// The offer's number.
+        number: u64,
+        /// Room by kind.
+        offers: Vec<Offer>,
+        /// How long it holds.
+        valid_for: Duration,
+    },
+    /// The child's answer to a hand-off.
+    HandoffReply {
+        /// Who.
+        child: Path,
+        /// The task.
+        task: String,
+        /// Which try of it.
+        attempt: u32,
+        /// Why it was not taken.
+        refused: Option<String>,
+    },
+}
+
+/// A message to a child outside the flow of batches.
+#[derive(Debug)]
+pub struct ToChild {
+    /// To whom.
+    pub child: Path,
+    /// What.
+    pub message: ParentMessage,
+}
+
+/// What the shell needs.
+pub struct DownlinkParts {
+    /// Where this agent stands.
+    pub path: Path,
+    /// Signs answers.
+    pub signer: Arc<Signer>,
+    /// Knows whom to trust.
+    pub verifier: Verifier,
+    /// Keeps authors' bindings.
+    pub bindings: Bindings,
+    /// The store.
+    pub js: jetstream::Context,
+    /// The link's bucket.
+    pub bucket: kv::Store,
+    /// The connection in account DOWN.
+    pub down: Client,
+    /// Told who is there and how they are.
+    pub reports: mpsc::Sender<FromChild>,
+    /// Told what they say about work.
+    pub work: mpsc::Sender<WorkFromChild>,
+    /// Messages to send.
+    pub orders: mpsc::Receiver<ToChild>,
+    /// Raised when a checkpoint was kept.
+    pub checkpointed: Arc<Watermark>,
+    /// For what is refused.
+    pub dead_letters: DeadLetters,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+/// The shell stops only when its store is lost for good.
+#[derive(Debug, thiserror::Error)]
+pub enum DownlinkError {
+    /// Subscribing failed.
+    #[error("cannot listen to children: {0}")]
+    Subscribe(#[from] async_nats::SubscribeError),
+    /// The cursors could not be read.
+    #[error(transparent)]
+    Cursors(#[from] cursors::CursorError),
+    /// The connection ended.
+    #[error("the connection to the own nats-server ended")]
+    Closed,
+}
+
+struct ChildState {
+    parent: Parent,
+    version: Option<String>,
+    storing: usize,
+    stored: prometheus_client::metrics::counter::Counter,
+    events: prometheus_client::metrics::counter::Counter,
+}
+
+/// One batch on its way into the store.
+struct Done {
+    child: Path,
+    last: u64,
+    events: u32,
+    ticket: u64,
+    stored: Result<u64, String>,
+}
+
+/// The parent's shell.
+pub struct Downlink {
+    parts: DownlinkParts,
+    children: HashMap<Path, ChildState>,
+    storing: FuturesUnordered<BoxFuture<'static, Done>>,
+    /// Publishes in the order in which they were sent, with the place each got.
+    sent: VecDeque<(u64, Option<u64>)>,
+    next_ticket: u64,
+    /// Everything in the stream up to here is counted in the children's cursors.
+    counted: u64,
+    kept: Checkpoint,
+}
+
+impl Downlink {
+    /// Recovers the cursors, then serves until cancelled.
+    pub async fn run(parts: DownlinkParts, cancel: CancellationToken) -> Result<(), DownlinkError> {
+        let kept = cursors::recover(&parts.js, &parts.bucket).await?;
+        let mut inbox = parts.down.subscribe(subject::LINK_UP_ALL).await?;
+        let mut downlink = Downlink {
+            counted: kept.stream,
+            children: HashMap::new(),
+            storing: FuturesUnordered::new(),
+            sent: VecDeque::new(),
+            next_ticket: 0,
+            kept,
+            parts,
+        };
+        for (child, cursor) in downlink.kept.children.clone() {
+            let state = downlink.new_child(&child, Parent::new(cursor, CREDIT));
+            downlink.children.insert(child, state);
+        }
+        let served = downlink.serve(&mut inbox, &cancel).await;
+        downlink.settle().await;
+        downlink.checkpoint().await;
+        served
+    }
+
+    async fn serve(&mut self, inbox: &mut Subscriber, cancel: &CancellationToken) -> Result<(), DownlinkError> {
+        let mut timer = tokio::time::interval(CHECKPOINT_EVERY);
+        timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut touched = Vec::new();
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return Ok(()),
+                message = inbox.next() => {
+                    let message = message.ok_or(DownlinkError::Closed)?;
+                    touched.extend(self.on_message(message).await);
+                }
+                Some(done) = self.storing.next(), if !self.storing.is_empty() => touched.push(self.on_done(done)),
+                Some(order) = self.parts.orders.recv() => self.send(&order.child, &order.message, None).await,
+                _ = timer.tick() => self.checkpoint().await,
+            }
+            // One receipt covers all that is durable by now.
+            while let Some(Some(done)) = self.storing.next().now_or_never() {
+                touched.push(self.on_done(done));
+            }
+            for child in touched.drain(..) {
+                self.heal(&child, cancel).await?;
+                self.reply(&child).await;
+            }
+        }
+    }
+
+    /// Handles one message; the child it came from.
+    async fn on_message(&mut self, message: Message) -> Option<Path> {
+        let subject = message.subject.as_str();
+        let Some(child) = subject::link_up_child(&self.parts.path, subject) else {
+            self.refuse(&self.parts.path.clone(), Refusal::WrongSubject, "not a direct child", &message);
+            return None;
+        };
+        if !self.children.contains_key(&child) {
+            if self.children.len() >= MAX_CHILDREN {
+                self.refuse(&child, Refusal::NotPermitted, "too many children", &message);
+                return None;
+            }
+            let state = self.new_child(&child, Parent::new(Default::default(), CREDIT));
+            self.children.insert(child.clone(), state);
+        }
+        if let Err(refusal) = self.learn_peer(&child, &message).await {
+            tracing::warn!(%child, %refusal, "a child's identity is refused");
+            self.refuse(&child, refusal, "key binding", &message);
+            return None;
+        }
+        let peer = self.parts.signer.identity().trust_domain.identity(child.clone());
+        match wire::open::<ChildMessage>(&self.parts.verifier, &peer, subject, &message.payload, clock::wall()) {
+            Ok((said, rest)) => self.on_child(&child, said, rest, &message).await,
+            Err(Refusal::UnknownKid) => {
+                // This agent was restarted, or has forgotten the key: let the child greet and show it.
+                self.send(&child, &ParentMessage::Reset { session: 0 }, None).await;
+            }
+            Err(refusal) => self.refuse(&child, refusal, "link message", &message),
+        }
+        Some(child)
+    }
+
+    async fn on_child(&mut self, child: &Path, said: ChildMessage, rest: Bytes, message: &Message) {
+        match said {
+            ChildMessage::Hello { session, incarnation, start, version, .. } => {
+                tracing::info!(%child, incarnation, version, "child greets");
+                if let Some(state) = self.children.get_mut(child) {
+                    state.parent.on_hello(session, incarnation, start);
+                    state.version = Some(version.clone());
+                }
+                self.report(FromChild::Hello { child: child.clone(), version });
+            }
+            ChildMessage::Frame { session, bindings, parcels, last } => {
+                let Some(bodies) = cut(&parcels, rest) else {
+                    return self.refuse(child, Refusal::Malformed, "frame lengths", message);
+                };
+                if let Err(refusal) = self.learn_authors(&bindings).await {
+                    self.refuse(child, refusal, "author's key binding", message);
+                }
+                self.on_frame(child, session, &parcels, &bodies).await;
+                let end = parcels.last().map_or(0, |parcel| parcel.last);
+                self.seen(child, last.saturating_sub(end));
+            }
+            ChildMessage::Credit { number, offers, valid_for_ms } => {
+                let valid_for = Duration::from_millis(valid_for_ms.min(60_000));
+                self.seen(child, 0);
+                let child = child.clone();
+                let _ = self.parts.work.try_send(WorkFromChild::Credit { child, number, offers, valid_for });
+            }
+            ChildMessage::HandoffReply { task, attempt, refused } => {
+                let child = child.clone();
+                // A reply that finds the queue full is asked for again.
+                let _ = self.parts.work.try_send(WorkFromChild::HandoffReply { child, task, attempt, refused });
+            }
+        }
+    }
+
+    async fn on_frame(&mut self, child: &Path, session: u64, parcels: &[ParcelHead], bodies: &[Bytes]) {
+        let mut judged = Vec::with_capacity(parcels.len());
+        for (head, bytes) in parcels.iter().zip(bodies) {
+            match self.judge(child, head, bytes) {
+                Err(Refusal::UnknownKid) => {
+                    return self.send(child, &ParentMessage::Reset { session }, None).await;
+                }
+                verdict => judged.push(verdict),
+            }
+        }
+        let verdicts: Vec<Verdict> = judged
+            .iter()
+            .map(|judged| match judged {
+                Ok(_) => Verdict::Sound,
+                Err(refusal) => Verdict::Refused(*refusal),
+            })
+            .collect();
+        let Some(state) = self.children.get_mut(child) else { return };
+        let before = state.parent.repeated();
+        let outputs = state.parent.on_frame(session, parcels, &verdicts);
+        let repeated = state.parent.repeated() - before;
+        if repeated > 0 {
+            let label = ChildLabel { child: child.to_string() };
+            self.parts.metrics.batches_repeated.get_or_create(&label).inc_by(repeated);
+        }
+        for output in outputs {
+            match output {
+                ParentOutput::Store { index, record } => {
+                    if let Ok(batch) = &judged[index] {
+                        self.store(child, batch, &bodies[index], record).await;
+                    }
+                }
+                ParentOutput::Bury { index, reason } => self.parts.dead_letters.bury(DeadLetter {
+                    origin: child.clone(),
+                    reason,
+                    detail: format!("batch {} of {child}", parcels[index].last),
+                    subject: subject::link_up(child),
+                    bytes: bodies[index].clone(),
+                }),
+                ParentOutput::Reset { session } => {
+                    self.send(child, &ParentMessage::Reset { session }, None).await;
+                }
+            }
+        }
+    }
+
+    /// Everything that must hold before a batch may be stored.
+    fn judge<'a>(&self, child: &Path, head: &ParcelHead, bytes: &'a Bytes) -> Result<Judged<'a>, Refusal> {
+        let verified = self.parts.verifier.verify(bytes, clock::wall(), Timeliness::Stored(STORED_FOR))?;
+        let author = verified.envelope.identity();
+        if verified.digest != head.digest {
+            return Err(Refusal::BadSignature);
+        }
+        if author.trust_domain != self.parts.signer.identity().trust_domain || !child.contains(&author.path) {
+            return Err(Refusal::IdentityMismatch);
+        }
+        check_speaker(&author.path, &verified.envelope)?;
+        // The author's direct parent looks into the events; the levels above need not do it again.
+        let events = if author.path == *child { Some(Batch::read(&verified.envelope)?) } else { None };
+        Ok(Judged { verified, events })
+    }
+
+    async fn store(&mut self, child: &Path, batch: &Judged<'_>, bytes: &Bytes, record: Record) {
+        let Verified { envelope, digest } = &batch.verified;
+        let author = &envelope.identity().path;
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CHILD, child.to_string());
+        headers.insert(header::RECORD, record.to_string());
+        headers.insert(header::ORIGIN, author.to_string());
+        headers.insert(header::DIGEST, digest.to_string());
+        headers.insert(header::KID, envelope.kid().to_string());
+        let publish = PublishMessage::build().payload(bytes.clone()).headers(headers);
+        let subject = envelope.subject().to_owned();
+        self.notice(child, batch);
+
+        // The client hands out a bounded number of tickets and takes them back only when receipts are
+        // awaited: without this, a crowd of children would wait for itself.
+        while self.storing.len() >= MAX_STORING
+            && let Some(done) = self.storing.next().await
+        {
+            self.on_done(done);
+        }
+        let events = envelope.batch().map_or(0, |head| head.count);
+        let (child, last, ticket) = (child.clone(), record.last, self.next_ticket);
+        self.next_ticket += 1;
+        self.sent.push_back((ticket, None));
+        if let Some(state) = self.children.get_mut(&child) {
+            state.storing += 1;
+        }
+        let sent = self.parts.js.send_publish(subject, publish).await;
+        self.storing.push(Box::pin(async move {
+            let stored = match sent {
+                Ok(ack) => ack.await.map(|ack| ack.sequence).map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            Done { child, last, events, ticket, stored }
+        }));
+    }
+
+    /// Passes on what a direct child says on the agents' own subjects.
+    fn notice(&self, child: &Path, batch: &Judged<'_>) {
+        let (Some(events), Some(head)) = (&batch.events, batch.verified.envelope.batch()) else { return };
+        let speaker = Speaker::of(child);
+        for event in &events.events {
+            let Some(subject) = head.subjects.get(usize::from(event.sub)) else { continue };
+            if let Some(subject::TELEMETRY | subject::ROLLUP) = speaker.tail_of(subject) {
+                let (incarnation, seq) = (head.incarnation, event.seq);
+                let (subject, data) = (subject.clone(), event.bytes());
+                self.report(FromChild::Report { subject, incarnation, seq, data });
+            }
+        }
+    }
+
+    fn on_done(&mut self, done: Done) -> Path {
+        let Done { child, last, events, ticket, stored } = done;
+        if let Some(state) = self.children.get_mut(&child) {
+            state.storing -= 1;
+            match &stored {
+                Ok(_) => {
+                    state.parent.on_stored(last);
+                    state.stored.inc();
+                    state.events.inc_by(events.into());
+                }
+                Err(reason) => {
+                    tracing::warn!(%child, last, reason, "a batch could not be stored; it will come again");
+                    state.parent.on_store_failed(last);
+                }
+            }
+        }
+        if let Some(entry) = self.sent.iter_mut().find(|(sent, _)| *sent == ticket) {
+            // A failed publish counts as place 0: it holds nothing back.
+            entry.1 = Some(stored.unwrap_or(0));
+        }
+        while let Some((_, place)) = self.sent.pop_front_if(|(_, place)| place.is_some()) {
+            self.counted = self.counted.max(place.unwrap_or(0));
+        }
+        child
+    }
+
+    /// After a failed store: waits for the rest, makes sure nothing is on its way any more, and reads
+    /// from the stream what is really there.
+    async fn heal(&mut self, child: &Path, cancel: &CancellationToken) -> Result<(), DownlinkError> {
+        let broken = |state: &ChildState| state.parent.is_broken() && state.storing == 0;
+        if !self.children.get(child).is_some_and(broken) {
+            return Ok(());
+        }
+        self.settle().await;
+        let fence = Speaker::of(&self.parts.path).with_tail(subject::FENCE);
+        let mut wait = Duration::from_millis(100);
+        let recovered = loop {
+            // Behind the fence's receipt, no earlier publish of this connection can still be stored.
+            let fenced = match self.parts.js.publish(fence.clone(), Bytes::from_static(b"{}")).await {
+                Ok(ack) => ack.await.map(|_| ()),
+                Err(error) => Err(error),
+            };
+            if fenced.is_ok()
+                && let Ok(recovered) = cursors::recover(&self.parts.js, &self.parts.bucket).await
+            {
+                break recovered;
+            }
+            tokio::select! {
+                () = cancel.cancelled() => return Ok(()),
+                () = tokio::time::sleep(wait) => wait = (wait * 2).min(Duration::from_secs(5)),
+            }
+        };
+        self.counted = recovered.stream;
+        for (path, state) in &mut self.children {
+            if state.parent.is_broken() {
+                let cursor = recovered.children.get(path).copied().unwrap_or_default();
+                tracing::info!(child = %path, last = cursor.last, "the store is sound again");
+                state.parent.on_recovered(cursor);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for all that is on its way into the store.
+    async fn settle(&mut self) {
+        while let Some(done) = self.storing.next().await {
+            self.on_done(done);
+        }
+    }
+
+    async fn reply(&mut self, child: &Path) {
+        let Some(state) = self.children.get_mut(child) else { return };
+        let Some(reply) = state.parent.take_reply(clock::wall(), crate::VERSION) else { return };
+        let binding = matches!(reply, ParentMessage::Welcome { .. }).then(|| self.parts.signer.binding().clone());
+        self.send(child, &reply, binding).await;
+    }
+
+    async fn send(&mut self, child: &Path, message: &ParentMessage, binding: Option<Binding>) {
+        let subject = subject::link_down(child);
+        let bytes = wire::seal(&self.parts.signer, message.kind(), &subject, message, &[], clock::wall());
+        let sent = match binding {
+            Some(binding) => {
+                let mut headers = HeaderMap::new();
+                headers.insert(header::BINDING, binding.to_json());
+                self.parts.down.publish_with_headers(subject, headers, bytes).await
+            }
+            None => self.parts.down.publish(subject, bytes).await,
+        };
+        if let Err(error) = sent {
+            tracing::debug!(%child, %error, "an answer was not sent; the child will ask again");
+        }
+    }
+
+    /// A greeting brings the child's own binding.
+    async fn learn_peer(&mut self, child: &Path, message: &Message) -> Result<(), Refusal> {
+        let Some(text) = message.headers.as_ref().and_then(|headers| headers.get(header::BINDING)) else {
+            return Ok(());
+        };
+        let binding = Binding::from_json(text.as_str().as_bytes())?;
+        self.learn_authors(std::slice::from_ref(&binding)).await?;
+        tracing::debug!(%child, "binding learned");
+        Ok(())
+    }
+
+    async fn learn_authors(&mut self, bindings: &[Binding]) -> Result<(), Refusal> {
+        for binding in bindings {
+            let kid = self.parts.verifier.learn(binding)?;
+            if let Err(error) = self.parts.bindings.keep(kid, binding).await {
+                tracing::warn!(%error, "a key binding was not kept");
+                return Err(Refusal::UnknownKid);
+            }
+        }
+        Ok(())
+    }
+
+    async fn checkpoint(&mut self) {
+        let children: BTreeMap<_, _> =
+            self.children.iter().map(|(path, state)| (path.clone(), state.parent.cursor())).collect();
+        let checkpoint = Checkpoint { stream: self.counted, children };
+        if checkpoint == self.kept {
+            return;
+        }
+        match cursors::save(&self.parts.bucket, &checkpoint).await {
+            Ok(()) => {
+                self.parts.checkpointed.raise(checkpoint.stream);
+                self.kept = checkpoint;
+            }
+            Err(error) => tracing::warn!(%error, "no checkpoint"),
+        }
+    }
+
+    fn new_child(&self, child: &Path, parent: Parent) -> ChildState {
+        let label = ChildLabel { child: child.to_string() };
+        ChildState {
+            parent,
+            version: None,
+            storing: 0,
+            stored: self.parts.metrics.batches_stored.get_or_create_owned(&label),
+            events: self.parts.metrics.events_stored.get_or_create_owned(&label),
+        }
+    }
+
+    fn refuse(&self, origin: &Path, reason: Refusal, detail: &str, message: &Message) {
+        self.parts.dead_letters.bury(DeadLetter {
+            origin: origin.clone(),
+            reason,
+            detail: detail.to_owned(),
+            subject: message.subject.to_string(),
+            bytes: message.payload.clone(),
+        });
+    }
+
+    fn seen(&self, child: &Path, lag: u64) {
+        let version = self.children.get(child).and_then(|state| state.version.clone());
+        self.report(FromChild::Seen { child: child.clone(), version, lag });
+    }
+
+    /// Reports are soft state: telemetry, presence, credit. One that finds the queue full is replaced
+    /// by its successor.
+    fn report(&self, report: FromChild) {
+        let _ = self.parts.reports.try_send(report);
+    }
+}
+
+/// A batch that may be stored.
+struct Judged<'a> {
+    verified: Verified<'a>,
+    events: Option<Batch<'a>>,
+}
+
+/// The hand-off of a task, as a message to `child`.
+pub fn handoff(child: Path, task: String, attempt: u32, spec: Box<RawValue>) -> ToChild {
+    ToChild { child, message: ParentMessage::Handoff { task, attempt, spec } }
+}

@@ -1,0 +1,69 @@
+//! Link messages to and from bytes: a signed envelope, and behind it the batches of a frame.
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use hierarchy::{
+    Identity, Millis, Refusal,
+    envelope::{Draft, Priority},
+    link::Parcel,
+    signing::{Signer, Timeliness, Verifier},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use uuid::Uuid;
+
+/// The bytes of one link message.
+pub(super) fn seal<M: Serialize>(
+    signer: &Signer,
+    kind: &str,
+    subject: &str,
+    message: &M,
+    parcels: &[Parcel],
+    now: Millis,
+) -> Bytes {
+    let payload = serde_json::value::to_raw_value(message).expect("link messages have only string keys");
+    let envelope = signer.seal(&Draft {
+        message_id: Uuid::now_v7(),
+        correlation_id: None,
+        causation_id: None,
+        timestamp: now,
+        message_type: kind,
+        subject,
+        reply_to: None,
+        priority: Priority::Normal,
+        batch: None,
+        payload: &payload,
+    });
+    if parcels.is_empty() {
+        return envelope.bytes;
+    }
+    let size = parcels.iter().map(|parcel| parcel.bytes.len()).sum::<usize>();
+    let mut bytes = BytesMut::with_capacity(envelope.bytes.len() + 1 + size);
+    bytes.put(envelope.bytes);
+    bytes.put_u8(b'\n');
+    for parcel in parcels {
+        bytes.put_slice(&parcel.bytes);
+    }
+    bytes.freeze()
+}
+
+/// A link message that was verified as coming from `peer` on `subject`, and the bytes behind it.
+pub(super) fn open<M: DeserializeOwned>(
+    verifier: &Verifier,
+    peer: &Identity,
+    subject: &str,
+    bytes: &Bytes,
+    now: Millis,
+) -> Result<(M, Bytes), Refusal> {
+    let (head, rest) = match bytes.iter().position(|&b| b == b'\n') {
+        Some(end) => (&bytes[..end], bytes.slice(end + 1..)),
+        None => (&bytes[..], Bytes::new()),
+    };
+    let verified = verifier.verify(head, now, Timeliness::Session)?;
+    if verified.envelope.identity() != peer {
+        return Err(Refusal::IdentityMismatch);
+    }
+    if verified.envelope.subject() != subject {
+        return Err(Refusal::WrongSubject);
+    }
+    let message = serde_json::from_str(verified.envelope.payload().get()).map_err(|_| Refusal::BadPayload)?;
+    Ok((message, rest))
+}

@@ -1,0 +1,103 @@
+//! The `agent` binary: parses, loads, runs, exits.
+
+use std::process::ExitCode as ProcessCode;
+
+use agent::{
+    app,
+    cli::{self, Command, ConfigCommand, RoleArgs, StatusArgs},
+    config::{self, Config, Input},
+    exit::ExitCode,
+    logging, status,
+};
+
+fn main() -> ProcessCode {
+    let cli = match cli::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(early) => {
+            early.print();
+            return early.code().into();
+        }
+    };
+    // One TLS stack, chosen once: with two at hand rustls would refuse to guess.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let code = match cli.command {
+        None => run_role(&cli.role),
+        Some(Command::Status(args)) => show_status(&args),
+        Some(Command::Config(ConfigCommand::Check(role))) => check(&role),
+        Some(Command::Config(ConfigCommand::Explain)) => {
+            print!("{}", config::explain());
+            ExitCode::Ok
+        }
+        #[cfg(feature = "dev")]
+        Some(Command::Dev(args)) => agent::dev::run(&args),
+        #[cfg(feature = "dev")]
+        Some(Command::Bench(cli::Bench::Link(args))) => agent::bench::link::run(&args),
+    };
+    code.into()
+}
+
+fn load(role: &RoleArgs) -> Result<Config, ExitCode> {
+    config::load(Input::from_process(role.config.clone(), role.overrides())).map_err(|errors| {
+        eprint!("{errors}");
+        ExitCode::Usage
+    })
+}
+
+fn run_role(role: &RoleArgs) -> ExitCode {
+    let config = match load(role) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    logging::start(&config.log);
+    // Two workers: the link and everything else. An edge machine has other work to do.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let ended = match runtime {
+        Ok(runtime) => runtime.block_on(app::run(config)),
+        Err(error) => Err(app::AppError::Machine(error.to_string())),
+    };
+    match ended {
+        Ok(()) => ExitCode::Ok,
+        Err(error) => {
+            eprintln!("agent: {error}");
+            error.code()
+        }
+    }
+}
+
+fn check(role: &RoleArgs) -> ExitCode {
+    match load(role) {
+        Ok(config) => {
+            println!("the configuration of {} {} is right", config.level(), config.path);
+            ExitCode::Ok
+        }
+        Err(code) => code,
+    }
+}
+
+fn show_status(args: &StatusArgs) -> ExitCode {
+    let http = match (&args.target.http, &args.target.state_dir) {
+        (Some(http), _) => Ok(*http),
+        (None, Some(dir)) => status::addresses(dir).map(|addresses| addresses.http),
+        (None, None) => {
+            let role = RoleArgs { config: args.target.config.clone(), ..RoleArgs::default() };
+            match load(&role) {
+                Ok(config) => status::addresses(&config.state_dir).map(|addresses| addresses.http),
+                Err(code) => return code,
+            }
+        }
+    };
+    match http.and_then(status::fetch) {
+        Ok(status) if args.json => {
+            println!("{}", serde_json::to_string(&status).unwrap_or_default());
+            ExitCode::Ok
+        }
+        Ok(status) => {
+            print!("{}", status.to_text());
+            ExitCode::Ok
+        }
+        Err(error) => {
+            eprintln!("agent: {error}");
+            ExitCode::Failure
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Keeps an eye on this machine and on the children: samples, presence, roll-ups.
+
+use std::time::Duration;
+
+use async_nats::Client;
+use coordinator::{
+    Aggregator, Registry,
+    aggregate::Place,
+    registry::{ChildStatus, Event, Lag},
+};
+use hierarchy::{
+    Level, Path,
+    envelope::Priority,
+    link::Tick,
+    rollup::{Health, Version},
+    subject::{self, Speaker},
+};
+use serde::Serialize;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock::{self, Monotonic},
+    link::{downlink::FromChild, uplink::UplinkState},
+    telemetry::Sampler,
+};
+
+/// How often presence is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// What the watch needs.
+pub struct WatchParts {
+    /// Where this agent stands.
+    pub path: Path,
+    /// Measures the machine.
+    pub sampler: Sampler,
+    /// How often.
+    pub interval: Duration,
+    /// Over how long a coordinator rolls up.
+    pub window: Duration,
+    /// The connection in account MESH.
+    pub mesh: Client,
+    /// The children.
+    pub registry: Registry,
+    /// What children say.
+    pub reports: mpsc::Receiver<FromChild>,
+    /// The link to the parent; `None` at global.
+    pub uplink: Option<watch::Receiver<UplinkState>>,
+    /// Told how the children fare.
+    pub children: watch::Sender<Vec<ChildStatus>>,
+    /// Told how this agent fares.
+    pub health: watch::Sender<Health>,
+}
+
+/// Watches until cancelled.
+pub async fn run(mut parts: WatchParts, cancel: CancellationToken) -> Result<(), std::convert::Infallible> {
+    let clock = Monotonic::new();
+    let version: Version = crate::VERSION.parse().expect("the version of this crate is short and plain");
+    let mut aggregator =
+        Aggregator::new(parts.path.clone(), version, parts.window, clock.now(), clock::wall());
+    let mut sample = tokio::time::interval(parts.interval);
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    for timer in [&mut sample, &mut look] {
+        timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    }
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return Ok(()),
+            Some(report) = parts.reports.recv() => parts.on_report(&mut aggregator, report, clock.now()),
+            _ = sample.tick() => parts.sample(&mut aggregator).await,
+            _ = look.tick() => parts.look(&mut aggregator, clock.now()).await,
+        }
+    }
+}
+
+impl WatchParts {
+    fn on_report(&mut self, aggregator: &mut Aggregator, report: FromChild, now: Tick) {
+        let noted = match report {
+            FromChild::Hello { child, version } => match version.parse() {
+                Ok(version) => self.registry.seen(&child, now, version).map_err(|error| error.to_string()),
+                Err(_) => Err(format!("{child} tells no version")),
+            },
+            FromChild::Seen { child, version, lag } => {
+                let lag = Lag { events: lag, bytes: 0 };
+                let seen = match version.and_then(|version| version.parse().ok()) {
+                    Some(version) => self.registry.seen(&child, now, version),
+                    None => Ok(()),
+                };
+                seen.and_then(|()| self.registry.lags(&child, [(Priority::Normal, lag)].into()))
+                    .map_err(|error| error.to_string())
+            }
+            FromChild::Report { subject, incarnation, seq, data } => {
+                let place = Place { incarnation, seq };
+                let arrived = aggregator.arrived(&mut self.registry, &subject, place, &data);
+                arrived.map(|_| ()).map_err(|error| error.to_string())
+            }
+        };
+        if let Err(reason) = noted {
+            tracing::warn!(reason, "a child's report is passed over");
+        }
+    }
+
+    async fn sample(&mut self, aggregator: &mut Aggregator) {
+        let health = *self.health.borrow();
+        let sample = self.sampler.sample(clock::wall(), health);
+        if self.path.level() == Level::Node {
+            self.publish(subject::TELEMETRY, &sample).await;
+        } else {
+            aggregator.own_sample(&sample);
+        }
+    }
+
+    async fn look(&mut self, aggregator: &mut Aggregator, now: Tick) {
+        for event in self.registry.tick(now) {
+            match event {
+                Event::ChildLost { child, silent_ms } => tracing::warn!(%child, silent_ms, "child is absent"),
+                Event::ChildSuspect { child, silent_ms } => tracing::debug!(%child, silent_ms, "child is silent"),
+                Event::ChildAppeared { child, .. } => tracing::info!(%child, "child appeared"),
+                Event::ChildReturned { child, .. } => tracing::info!(%child, "child is back"),
+            }
+        }
+        let cut_off = self.uplink.as_ref().is_some_and(|uplink| !uplink.borrow().open);
+        let health = if cut_off { Health::Degraded } else { Health::Ok };
+        self.health.send_if_modified(|known| std::mem::replace(known, health) != health);
+        self.children.send_replace(self.registry.statuses(now).collect());
+        if self.path.level() != Level::Node
+            && let Some(rollup) = aggregator.tick(now, clock::wall(), &self.registry)
+        {
+            self.publish(subject::ROLLUP, &rollup).await;
+        }
+    }
+
+    /// Soft state: a sample that is not taken by the store is followed by the next one.
+    async fn publish<T: Serialize>(&self, tail: &str, value: &T) {
+        let subject = Speaker::of(&self.path).with_tail(tail);
+        let Ok(body) = serde_json::to_vec(value) else { return };
+        if let Err(error) = self.mesh.publish(subject, body.into()).await {
+            tracing::debug!(%error, "a sample was not published");
+        }
+    }
+}

@@ -499,7 +499,8 @@ impl Ports {
 
 async fn ensure_streams(config: &Config, js: &jetstream::Context) -> Result<(), BrokerError> {
     let max_file = config.nats.embedded().map_or(10 << 30, |embedded| embedded.max_file);
-    let limits = StreamLimits::new(config.level(), max_file);
+    // One server stands alone: nothing could hold a second replica.
+    let limits = StreamLimits { core_replicas: 1, ..StreamLimits::new(config.level(), max_file) };
     let streams = nats_config::streams(config.level(), &limits);
     broker::streams::ensure(js, &streams, &nats_config::kv_buckets(config.level(), &limits)).await
 }

@@ -7,6 +7,8 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod dead_letters;
+#[cfg(feature = "dev")]
+pub mod dev;
 pub mod dispatch;
 pub mod exit;
 pub mod http;

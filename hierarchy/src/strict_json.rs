@@ -206,4 +206,18 @@ mod tests {
             assert!(is_strict(good.as_bytes()), "{good} was refused");
         }
     }
+
+    #[test]
+    fn a_repeated_key_is_found_in_an_object_of_any_size() {
+        for keys in 1..40 {
+            let object: String = (0..keys).map(|i| format!("\"k{i}\":1,")).collect();
+            assert!(is_strict(format!("{{{object}\"z\":1}}").as_bytes()), "{keys} keys");
+            for again in [0, keys - 1] {
+                assert!(
+                    !is_strict(format!("{{{object}\"k{again}\":1}}").as_bytes()),
+                    "{keys} keys, k{again}"
+                );
+            }
+        }
+    }
 }

@@ -74,11 +74,7 @@ impl Server {
         mut options: ServerOptions,
         metrics: &Metrics,
     ) -> Result<Server, BrokerError> {
-        let files = Files {
-            config: dir.join("nats-server.conf"),
-            pid: dir.join("nats-server.pid"),
-            log: dir.join("nats-server.log"),
-        };
+        let files = Files::within(dir);
         options.pid_file = Some(files.pid.clone());
         let config = format!("{}\nlogfile_size_limit: {LOG_BYTES}\n", render(&options)?);
 
@@ -296,6 +292,21 @@ async fn stop_process(mut process: Process) {
         tracing::warn!(pid = pid.as_raw(), "nats-server did not end when asked; killing it");
         let _ = kill(pid, Signal::SIGKILL);
         until_ended(&mut process).await;
+    }
+}
+
+/// The server that runs with the files in `dir`, if one does.
+pub fn left_behind(dir: &Path) -> Option<Pid> {
+    left_running(&Files::within(dir))
+}
+
+impl Files {
+    fn within(dir: &Path) -> Files {
+        Files {
+            config: dir.join("nats-server.conf"),
+            pid: dir.join("nats-server.pid"),
+            log: dir.join("nats-server.log"),
+        }
     }
 }
 

@@ -37,7 +37,13 @@ use crate::{
     clock,
     config::{Config, Nats, PolicyAction, SyncMode},
     dead_letters::dead_letters,
-    dispatch::{custody::Custody, home::{Home, HomeParts}, hub::{Hub, HubParts}, records::Records, worker::{Worker, WorkerParts}},
+    dispatch::{
+        custody::Custody,
+        home::{Home, HomeParts},
+        hub::{Hub, HubParts},
+        records::Records,
+        worker::{Worker, WorkerParts},
+    },
     exit::ExitCode,
     http::{self, Facts},
     link::{
@@ -65,7 +71,9 @@ const STOP_WITHIN: Duration = Duration::from_secs(8);
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
     /// The state directory cannot be used.
-    #[error("the state directory {path} cannot be used: {reason}; create it and give it to this user, or set state_dir")]
+    #[error(
+        "the state directory {path} cannot be used: {reason}; create it and give it to this user, or set state_dir"
+    )]
     State {
         /// The directory.
         path: PathBuf,
@@ -99,9 +107,9 @@ impl AppError {
     /// What the process exits with.
     pub fn code(&self) -> ExitCode {
         match self {
-            AppError::State { .. } | AppError::InUse(_) | AppError::Broker(BrokerError::Unwritable { .. }) => {
-                ExitCode::CannotCreate
-            }
+            AppError::State { .. }
+            | AppError::InUse(_)
+            | AppError::Broker(BrokerError::Unwritable { .. }) => ExitCode::CannotCreate,
             AppError::Identity(_) | AppError::Key(_) => ExitCode::Identity,
             AppError::Config(_) => ExitCode::Usage,
             AppError::Broker(_) => ExitCode::Unavailable,
@@ -307,7 +315,8 @@ impl Agent {
             metrics,
         };
         tasks.spawn("http", http::run(listener, Arc::new(facts), token));
-        let clients = [Some(connections.mesh), connections.up, connections.down].into_iter().flatten().collect();
+        let clients =
+            [Some(connections.mesh), connections.up, connections.down].into_iter().flatten().collect();
         Ok(Agent { tasks, server, clients, address_file, _lock: lock })
     }
 
@@ -384,7 +393,12 @@ async fn start_broker(
                 },
             };
             let version = connections.mesh.server_info().version;
-            Ok((None, version, connections, addresses(format!("{}:{}", external.url.host(), external.url.port()))))
+            Ok((
+                None,
+                version,
+                connections,
+                addresses(format!("{}:{}", external.url.host(), external.url.port())),
+            ))
         }
         Nats::Embedded(embedded) => {
             let binary = Binary::find(&embedded.server).await?;
@@ -519,13 +533,16 @@ fn make_policy(config: &Config) -> Result<coordinator::Policy, AppError> {
             PolicyAction::Aggregate => policy::Action::Aggregate,
             PolicyAction::Drop => policy::Action::Drop,
             PolicyAction::Sample(one_in) => policy::Action::Sample {
-                one_in: one_in.try_into().map_err(|_| AppError::Config("policy: one_in must be above 0".into()))?,
+                one_in: one_in
+                    .try_into()
+                    .map_err(|_| AppError::Config("policy: one_in must be above 0".into()))?,
             },
         };
         Ok(policy::Rule { subject, action })
     };
     let rules = config.policy.iter().map(rule).collect::<Result<Vec<_>, _>>()?;
-    coordinator::Policy::new(config.level(), rules).map_err(|error| AppError::Config(format!("policy: {error}")))
+    coordinator::Policy::new(config.level(), rules)
+        .map_err(|error| AppError::Config(format!("policy: {error}")))
 }
 
 fn make_registry(config: &Config) -> Result<Registry, AppError> {

@@ -141,7 +141,7 @@ pub struct StatusTarget {
 #[cfg(feature = "dev")]
 #[derive(Debug, Subcommand)]
 pub enum Bench {
-    /// Measure a link between a child and a parent on this machine
+    /// Measure the way from a node to global: events per second, latency, memory
     Link(BenchLinkArgs),
 }
 
@@ -152,9 +152,12 @@ pub struct BenchLinkArgs {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
-    /// A few seconds for a rough figure
+    /// Within 45 seconds, for a rough figure
     #[arg(long)]
     pub quick: bool,
+    /// The agent program to measure, such as one built for the edge; without it, this one
+    #[arg(long, value_name = "FILE")]
+    pub agent: Option<PathBuf>,
 }
 
 /// `agent config ...`

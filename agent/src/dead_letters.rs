@@ -65,7 +65,11 @@ impl DeadLetters {
 impl DeadLetterWriter {
     /// Stores dead letters until cancelled. While the store is away they wait; beyond the bound they
     /// are dropped and counted.
-    pub async fn run(mut self, js: jetstream::Context, cancel: CancellationToken) -> Result<(), std::convert::Infallible> {
+    pub async fn run(
+        mut self,
+        js: jetstream::Context,
+        cancel: CancellationToken,
+    ) -> Result<(), std::convert::Infallible> {
         let mut window = tokio::time::interval(std::time::Duration::from_secs(1));
         let mut left = PER_SECOND;
         loop {
@@ -95,7 +99,8 @@ impl DeadLetterWriter {
             headers.insert("Lucent-Detail", printable(&letter.detail));
         }
         let kept = letter.bytes.slice(..letter.bytes.len().min(KEPT_BYTES));
-        let stored = match js.publish_with_headers(subject::dead_letter(&letter.origin), headers, kept).await {
+        let stored = match js.publish_with_headers(subject::dead_letter(&letter.origin), headers, kept).await
+        {
             Ok(ack) => ack.await.map(|_| ()),
             Err(error) => Err(error),
         };

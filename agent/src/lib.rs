@@ -2,6 +2,8 @@
 //! around this library, so that the end-to-end tests run the same code.
 
 pub mod app;
+#[cfg(feature = "dev")]
+pub mod bench;
 pub mod broker;
 pub mod cli;
 pub mod clock;

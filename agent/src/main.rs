@@ -31,7 +31,7 @@ fn main() -> ProcessCode {
         #[cfg(feature = "dev")]
         Some(Command::Dev(args)) => agent::dev::run(&args),
         #[cfg(feature = "dev")]
-        Some(Command::Bench(cli::Bench::Link(_))) => ExitCode::Failure,
+        Some(Command::Bench(cli::Bench::Link(args))) => agent::bench::link::run(&args),
     };
     code.into()
 }

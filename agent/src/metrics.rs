@@ -77,7 +77,8 @@ impl Metrics {
 
     /// How often anything was refused.
     pub fn refused_total(&self) -> u64 {
-        let of = |refusal: Refusal| self.refused.get_or_create(&Reason { reason: refusal.name().into() }).get();
+        let of =
+            |refusal: Refusal| self.refused.get_or_create(&Reason { reason: refusal.name().into() }).get();
         Refusal::ALL.into_iter().map(of).sum()
     }
 
@@ -87,8 +88,17 @@ impl Metrics {
         let r = &mut registry;
         r.register("events_packed", "Events of this level packed into batches", self.events_packed.clone());
         r.register("batches_delivered", "Batches made durable by the parent", self.batches_delivered.clone());
-        r.register("frames_sent", "Frames sent to the parent, repetitions included", self.frames_sent.clone());
-        r.register_with_unit("frames_sent", "Bytes of frames sent", Unit::Bytes, self.frame_bytes_sent.clone());
+        r.register(
+            "frames_sent",
+            "Frames sent to the parent, repetitions included",
+            self.frames_sent.clone(),
+        );
+        r.register_with_unit(
+            "frames_sent",
+            "Bytes of frames sent",
+            Unit::Bytes,
+            self.frame_bytes_sent.clone(),
+        );
         r.register("events_overflowed", "Events that left the store unsent", self.events_overflowed.clone());
         r.register("uplink_open", "1 while the parent has accepted a session", self.uplink_open.clone());
         r.register("uplink_lag", "Messages in the store that the parent lacks", self.uplink_lag.clone());
@@ -97,7 +107,11 @@ impl Metrics {
         r.register("batches_repeated", "Batches that came again", self.batches_repeated.clone());
         r.register("refused", "Messages refused, by reason", self.refused.clone());
         r.register("policy_kept", "Messages kept from going up, by action", self.policy_kept.clone());
-        r.register("dead_letters_dropped", "Dead letters beyond the bound", self.dead_letters_dropped.clone());
+        r.register(
+            "dead_letters_dropped",
+            "Dead letters beyond the bound",
+            self.dead_letters_dropped.clone(),
+        );
         r.register("server_restarts", "Restarts of the nats-server", self.server_restarts.clone());
         r.register("tasks", "Tasks by outcome", self.tasks.clone());
         r.register("tasks_running", "Tasks running here", self.tasks_running.clone());

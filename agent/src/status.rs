@@ -82,7 +82,8 @@ pub fn addresses(state_dir: &FilePath) -> Result<Addresses, StatusError> {
 /// Asks an agent for its status.
 pub fn fetch(http: SocketAddr) -> Result<Status, StatusError> {
     let no_answer = |reason: String| StatusError::NoAnswer { address: http, reason };
-    let config = ureq::Agent::config_builder().timeout_global(Some(std::time::Duration::from_secs(3))).build();
+    let config =
+        ureq::Agent::config_builder().timeout_global(Some(std::time::Duration::from_secs(3))).build();
     let mut response = config
         .new_agent()
         .get(format!("http://{http}/status"))
@@ -100,7 +101,13 @@ impl Status {
         let _ = writeln!(
             text,
             "{} {}  {:?}  agent {}  nats-server {}  up {} s  refused {}",
-            self.level, self.path, self.health, self.version, self.nats_server, self.uptime_seconds, self.refused
+            self.level,
+            self.path,
+            self.health,
+            self.version,
+            self.nats_server,
+            self.uptime_seconds,
+            self.refused
         );
         if let Some(parent) = &self.parent {
             let state = if parent.open { "up" } else { "down" };
@@ -110,7 +117,11 @@ impl Status {
         if self.children.is_empty() {
             return text;
         }
-        let _ = writeln!(text, "  {:<24} {:<8} {:<11} {:>10} {:>9}  {:<10} below", "child", "level", "state", "last seen", "lag", "version");
+        let _ = writeln!(
+            text,
+            "  {:<24} {:<8} {:<11} {:>10} {:>9}  {:<10} below",
+            "child", "level", "state", "last seen", "lag", "version"
+        );
         for child in &self.children {
             let _ = writeln!(text, "  {}", child_line(child));
         }
@@ -131,7 +142,9 @@ fn child_line(child: &ChildStatus) -> String {
     let below: Vec<String> = child
         .descendants
         .iter()
-        .map(|(level, seen)| format!("{} of {} {level}", seen.present, seen.present + seen.absent + seen.never_seen))
+        .map(|(level, seen)| {
+            format!("{} of {} {level}", seen.present, seen.present + seen.absent + seen.never_seen)
+        })
         .collect();
     let (path, level, below) = (child.path.to_string(), child.level, below.join(", "));
     format!("{path:<24} {:<8} {state:<11} {seen:>10} {lag:>9}  {version:<10} {below}", level.as_str())

@@ -47,7 +47,9 @@ pub enum SvidError {
         key: PathBuf,
     },
     /// The certificate does not chain to the bundle, is expired, or names no agent.
-    #[error("the certificate in {cert} is refused ({refusal}); check its validity, its URI SAN and the bundle {bundle}")]
+    #[error(
+        "the certificate in {cert} is refused ({refusal}); check its validity, its URI SAN and the bundle {bundle}"
+    )]
     Refused {
         /// The certificate's file.
         cert: PathBuf,
@@ -57,7 +59,9 @@ pub enum SvidError {
         refusal: Refusal,
     },
     /// The certificate names another agent than the configuration.
-    #[error("the certificate in {cert} names {found}, but this agent is configured as {expected}; install the right identity or correct `path`")]
+    #[error(
+        "the certificate in {cert} names {found}, but this agent is configured as {expected}; install the right identity or correct `path`"
+    )]
     Other {
         /// The certificate's file.
         cert: PathBuf,
@@ -81,11 +85,8 @@ impl Svid {
         let key = CertifiedKey::from_der(chain.clone(), key, &aws_lc_rs::default_provider())
             .map_err(|_| mismatch())?;
 
-        let refused = |refusal| SvidError::Refused {
-            cert: files.cert.clone(),
-            bundle: files.bundle.clone(),
-            refusal,
-        };
+        let refused =
+            |refusal| SvidError::Refused { cert: files.cert.clone(), bundle: files.bundle.clone(), refusal };
         let mut trust = TrustBundle::default();
         for authority in read_certificates("trust bundle", &files.bundle)? {
             trust.add(expected.trust_domain.clone(), &authority).map_err(refused)?;
@@ -93,10 +94,17 @@ impl Svid {
         let leaf = EndEntityCert::try_from(&chain[0]).map_err(|_| refused(Refusal::BadBinding))?;
         let identity = trust.check_leaf(&leaf, &chain[1..], [now, now]).map_err(refused)?;
         if identity != *expected {
-            return Err(SvidError::Other { cert: files.cert.clone(), found: identity, expected: expected.clone() });
+            return Err(SvidError::Other {
+                cert: files.cert.clone(),
+                found: identity,
+                expected: expected.clone(),
+            });
         }
         let holds = |at: Millis| trust.check_leaf(&leaf, &chain[1..], [at, at]).is_ok();
-        let validity = [now.0 - furthest(|back| holds(Millis(now.0 - back))), now.0 + furthest(|on| holds(Millis(now.0 + on)))];
+        let validity = [
+            now.0 - furthest(|back| holds(Millis(now.0 - back))),
+            now.0 + furthest(|on| holds(Millis(now.0 + on))),
+        ];
         let validity = validity.map(Millis);
         Ok(Svid { identity, chain, trust, validity, key: Arc::new(key) })
     }

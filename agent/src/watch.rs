@@ -114,7 +114,9 @@ impl WatchParts {
         for event in self.registry.tick(now) {
             match event {
                 Event::ChildLost { child, silent_ms } => tracing::warn!(%child, silent_ms, "child is absent"),
-                Event::ChildSuspect { child, silent_ms } => tracing::debug!(%child, silent_ms, "child is silent"),
+                Event::ChildSuspect { child, silent_ms } => {
+                    tracing::debug!(%child, silent_ms, "child is silent")
+                }
                 Event::ChildAppeared { child, .. } => tracing::info!(%child, "child appeared"),
                 Event::ChildReturned { child, .. } => tracing::info!(%child, "child is back"),
             }

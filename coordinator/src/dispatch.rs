@@ -9,7 +9,11 @@ use std::{
     time::Duration,
 };
 
-use hierarchy::{Path, link::{Tick, message::Offer}, task::TaskSpec};
+use hierarchy::{
+    Path,
+    link::{Tick, message::Offer},
+    task::TaskSpec,
+};
 
 /// Tasks held in memory; the rest wait in the stream.
 pub const MAX_HELD: usize = 1000;
@@ -72,7 +76,8 @@ impl Dispatcher {
     /// nothing.
     pub fn submit(&mut self, task: TaskSpec) {
         let attempt = (task.id.clone(), task.attempt);
-        let waiting = self.queue.values().any(|queued| queued.id == task.id && queued.attempt == task.attempt);
+        let waiting =
+            self.queue.values().any(|queued| queued.id == task.id && queued.attempt == task.attempt);
         if waiting || self.handed.contains_key(&attempt) {
             return;
         }
@@ -86,7 +91,14 @@ impl Dispatcher {
     }
 
     /// A child's newest offer.
-    pub fn on_credit(&mut self, child: Path, number: u64, offers: Vec<Offer>, valid_for: Duration, now: Tick) {
+    pub fn on_credit(
+        &mut self,
+        child: Path,
+        number: u64,
+        offers: Vec<Offer>,
+        valid_for: Duration,
+        now: Tick,
+    ) {
         let under_way = self.handed.values().filter(|handed| handed.child == child);
         let mut offers = offers;
         // What is on its way to the child was not known to it when it made the offer.
@@ -155,7 +167,9 @@ impl Dispatcher {
         let room = |credit: &Credit| credit.offers.iter().filter(|o| fits(o, task)).map(|o| o.slots).max();
         self.credits
             .iter()
-            .filter_map(|(child, credit)| Some((room(credit).filter(|slots| *slots > 0)?, credit.number, child)))
+            .filter_map(|(child, credit)| {
+                Some((room(credit).filter(|slots| *slots > 0)?, credit.number, child))
+            })
             .max()
             .map(|(_, _, child)| child.clone())
     }
@@ -183,8 +197,13 @@ mod tests {
 
     fn task(id: &str, priority: u8) -> TaskSpec {
         let body = format!(r#"{{"messageId":"{id}","payload":1,"metadata":{{"priority":{priority}}}}}"#);
-        TaskSpec::from_submission("lucent.agents.yield.analysis", body.as_bytes(), Path::global(), String::new())
-            .unwrap()
+        TaskSpec::from_submission(
+            "lucent.agents.yield.analysis",
+            body.as_bytes(),
+            Path::global(),
+            String::new(),
+        )
+        .unwrap()
     }
 
     fn offer(slots: u32) -> Vec<Offer> {

@@ -121,8 +121,10 @@ impl TaskSpec {
         fallback_id: String,
     ) -> Result<TaskSpec, (Refusal, String)> {
         let wrong = |reason: &str| (Refusal::BadPayload, reason.to_owned());
-        let (agent_type, task) = subject::agent_task(subject)
-            .ok_or((Refusal::WrongSubject, "a task's subject is lucent.agents.{agent_type}.{task}".to_owned()))?;
+        let (agent_type, task) = subject::agent_task(subject).ok_or((
+            Refusal::WrongSubject,
+            "a task's subject is lucent.agents.{agent_type}.{task}".to_owned(),
+        ))?;
         if !strict_json::is_strict(body) {
             return Err((Refusal::Malformed, "not one JSON object without repeated keys".into()));
         }
@@ -132,7 +134,9 @@ impl TaskSpec {
             return Err((Refusal::WrongSubject, "the message names another subject than it came on".into()));
         }
         let requirements: Requirements = match &submission.metadata {
-            Some(metadata) => serde_json::from_str(metadata.get()).map_err(|e| wrong(&format!("metadata: {e}")))?,
+            Some(metadata) => {
+                serde_json::from_str(metadata.get()).map_err(|e| wrong(&format!("metadata: {e}")))?
+            }
             None => Requirements::default(),
         };
         let id = submission.message_id.unwrap_or(fallback_id);
@@ -140,7 +144,8 @@ impl TaskSpec {
         if !(1..=64).contains(&id.len()) || !id.bytes().all(legal) {
             return Err(wrong("messageId must be 1 to 64 of A-Z, a-z, 0-9, `_` and `-`"));
         }
-        let reply_is_sound = |reply: &String| reply.len() <= 256 && !reply.contains(['*', '>', ' ', '\r', '\n']);
+        let reply_is_sound =
+            |reply: &String| reply.len() <= 256 && !reply.contains(['*', '>', ' ', '\r', '\n']);
         if submission.reply_to.as_ref().is_some_and(|reply| !reply_is_sound(reply)) {
             return Err(wrong("replyTo is no subject to publish on"));
         }

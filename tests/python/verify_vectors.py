@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
@@ -121,7 +121,7 @@ def is_strict(text):
 
 
 def fields(text, at, required, optional=()):
-    """The spans of an object's values, by name."""
+    """The spans of an object's values, by name; with `optional` None, any name will do."""
     kind, begin, at = token(text, at)
     if text[begin] != "{":
         raise Bad("no object")
@@ -134,7 +134,8 @@ def fields(text, at, required, optional=()):
             raise Bad("no key")
         name = unescape(text[begin:end])
         _, begin, end = token(text, end)
-        if text[begin] != ":" or name in spans or name not in (*required, *optional):
+        known = optional is None or name in required or name in optional
+        if text[begin] != ":" or name in spans or not known:
             raise Bad(f"field {name}")
         spans[name] = scan(text, end)
         _, begin, at = token(text, spans[name][1])
@@ -303,7 +304,7 @@ def bound_by(data, bundle):
     if not 1 <= len(x5c) <= 6:
         raise Bad("chain")
     statement = base64url(string(text, outer["payload"]))
-    signature = base64url(string(text, outer["sig"]))
+    signature = string(text, outer["sig"])
     chain = [base64url(der) for der in x5c]
 
     text = statement.decode()
@@ -319,10 +320,9 @@ def bound_by(data, bundle):
     if svid != hashlib.sha256(chain[0]).digest():
         raise Bad("svid")
 
-    try:
-        leaf = x509.load_der_x509_certificate(chain[0])
-    except ValueError:
-        raise Bad("leaf") from None
+    leaf = certificate_of(chain[0])
+    if leaf is None:
+        raise Bad("leaf")
     named = leaf_identity(leaf)
     check_path(leaf, chain[1:], bundle.get(named.domain), (nbf, exp))
     if named != who:
@@ -333,7 +333,7 @@ def bound_by(data, bundle):
     kind = b"application/vnd.lucent.key-binding.v1+json"
     signed = b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(statement), statement)
     try:
-        public.verify(signature, signed, ec.ECDSA(hashes.SHA256()))
+        public.verify(base64url(signature), signed, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature:
         raise Bad("signature") from None
 
@@ -341,6 +341,15 @@ def bound_by(data, bundle):
     if not holds(key, pop, b"LUCENT-KB-POP-v1\0" + svid + said["id"].encode()):
         raise Bad("possession")
     return Bound(hashlib.sha256(statement).digest(), named, key, nbf, exp)
+
+
+def certificate_of(der):
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        _ = certificate.extensions, certificate.public_key()  # parsed only now
+        return certificate
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension):
+        return None
 
 
 def extension(certificate, oid):
@@ -368,7 +377,7 @@ def issued(certificate, issuer):
     try:
         certificate.verify_directly_issued_by(issuer)
         return True
-    except (InvalidSignature, ValueError, TypeError):
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
         return False
 
 
@@ -387,12 +396,7 @@ def find_path(certificate, others, anchors, below=0):
 def check_path(leaf, others, authorities, window):
     if not authorities:
         raise Refused("untrusted-issuer")
-    intermediates = []
-    for der in others:
-        try:
-            intermediates.append(x509.load_der_x509_certificate(der))
-        except ValueError:
-            continue
+    intermediates = [found for found in map(certificate_of, others) if found]
     path = find_path(leaf, intermediates, authorities)
     for certificate in [leaf, *(path or [])]:
         begin = certificate.not_valid_before_utc.timestamp()
@@ -560,8 +564,8 @@ def read_events(text, at, head):
             "ts": integer(text, event["ts"]),
             "subject": head["subjects"][sub],
         }
-        if "hdr" in event:
-            found["hdr"] = headers(text, event["hdr"][0])
+        said = headers(text, event["hdr"][0]) if "hdr" in event else {}
+        found |= {"hdr": said} if said else {}
         if "data" in event:
             data = text[slice(*event["data"])]
             if not is_strict(data):
@@ -574,43 +578,8 @@ def read_events(text, at, head):
     return events
 
 
-class Anything:
-    """Names that are not known beforehand."""
-
-    def __contains__(self, name):
-        return True
-
-    def __iter__(self):
-        return iter(())
-
-
-class Open(tuple):
-    def __contains__(self, name):
-        return True
-
-
 def headers(text, at):
-    return {name: strings(text, span) for name, span in any_fields(text, at).items()}
-
-
-def any_fields(text, at):
-    """As `fields`, for an object whose names are not known beforehand."""
-    kind, begin, at = token(text, at)
-    if text[begin] != "{":
-        raise Bad("no object")
-    spans = {}
-    while True:
-        kind, begin, end = token(text, at)
-        if text[begin] == "}" and not spans:
-            return spans
-        name = unescape(text[begin:end])
-        if name in spans:
-            raise Bad("repeated name")
-        _, _, end = token(text, end)
-        spans[name] = scan(text, end)
-        _, begin, at = token(text, spans[name][1])
-        if text[begin] == "}":
-            return spans
+    return {name: strings(text, span) for name, span in fields(text, at, [], None).items()}
 
 
 # ---- section 11: the vectors ---------------------------------------------------------------------

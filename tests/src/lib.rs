@@ -1,1 +1,21 @@
-//! tests
+//! What the end-to-end and fault tests share: meshes of real processes, publishers that number what they
+//! send, observers that hold it against what arrives, and impostors.
+//!
+//! Everything runs in temporary directories on dynamic ports and is killed on drop. As many meshes run at
+//! once as the machine has cores, whichever test binaries want them.
+
+pub mod eventually;
+pub mod forge;
+pub mod leaf;
+pub mod mesh;
+pub mod observer;
+pub mod processes;
+pub mod program;
+pub mod publisher;
+pub mod random;
+pub mod scrape;
+mod turn;
+
+pub use mesh::{Mesh, path};
+pub use observer::Observer;
+pub use publisher::Publisher;

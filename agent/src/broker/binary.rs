@@ -26,7 +26,9 @@ impl Binary {
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(BrokerError::Missing(name));
             }
-            Ok(Err(error)) => return Err(BrokerError::NoVersion { program: name, reason: error.to_string() }),
+            Ok(Err(error)) => {
+                return Err(BrokerError::NoVersion { program: name, reason: error.to_string() });
+            }
             Err(_) => {
                 return Err(BrokerError::NoVersion { program: name, reason: "no answer in 10 s".into() });
             }
@@ -38,8 +40,7 @@ impl Binary {
 
     /// Says what this version lacks, and refuses it where it would face a network.
     pub fn check(&self, loopback_only: bool) -> Result<(), BrokerError> {
-        let lacks: Vec<String> =
-            self.version.lacks().iter().map(ToString::to_string).collect();
+        let lacks: Vec<String> = self.version.lacks().iter().map(ToString::to_string).collect();
         if !lacks.is_empty() {
             tracing::warn!(version = %self.version, lacks = lacks.join(", "), "this nats-server lacks features");
         }

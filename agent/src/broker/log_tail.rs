@@ -100,16 +100,18 @@ fn meaning(line: &str) -> Option<&'static str> {
         () if has("handshake error") && has("unknown authority") => Some(
             "a leaf link is refused: the other side's certificate does not chain to this agent's trust bundle",
         ),
-        () if has("failed to verify client certificate") => Some(
-            "a child is refused: its certificate does not chain to this agent's trust bundle",
-        ),
+        () if has("failed to verify client certificate") => {
+            Some("a child is refused: its certificate does not chain to this agent's trust bundle")
+        }
         () if has("remote error: tls: bad certificate") => {
             Some("a leaf link is refused: the other side does not accept this agent's certificate")
         }
         () if has("certificate is valid for") => Some(
             "the parent's certificate does not carry the name in parent.addresses; dial a name that it carries",
         ),
-        () if has("didn't provide a certificate") => Some("a leaf link is refused: it came without a certificate"),
+        () if has("didn't provide a certificate") => {
+            Some("a leaf link is refused: it came without a certificate")
+        }
         () if has("Publish Violation") || has("Subscription Violation") => {
             Some("a leaf link was used to speak or listen on another's subject; it is refused")
         }
@@ -127,7 +129,10 @@ mod tests {
     #[test]
     fn refused_identities_are_said_in_words_on_both_sides() {
         for (line, word) in [
-            ("[7] [ERR] 127.0.0.1:42 - lid:5 - Leafnode Error 'Authorization Violation'", "parent refuses this agent"),
+            (
+                "[7] [ERR] 127.0.0.1:42 - lid:5 - Leafnode Error 'Authorization Violation'",
+                "parent refuses this agent",
+            ),
             ("[7] [ERR] 127.0.0.1:42 - lid:5 - authentication error - User \"\"", "a child is refused"),
             (
                 "[7] [ERR] 127.0.0.1:42 - lid:5 - TLS leafnode handshake error: tls: failed to verify certificate: x509: certificate signed by unknown authority",

@@ -13,7 +13,9 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
     /// There is no such program.
-    #[error("nats-server is not to be found as `{0}`; install it (scripts/setup nats) or name it with nats.server")]
+    #[error(
+        "nats-server is not to be found as `{0}`; install it (scripts/setup nats) or name it with nats.server"
+    )]
     Missing(String),
     /// It does not tell its version.
     #[error("`{program} --version` does not tell a version: {reason}")]

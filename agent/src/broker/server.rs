@@ -18,8 +18,11 @@ use std::{
     time::Duration,
 };
 
-use nats_config::{Passwords, Password, ServerOptions, names, render};
-use nix::{sys::signal::{Signal, kill}, unistd::Pid};
+use nats_config::{Password, Passwords, ServerOptions, names, render};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
@@ -81,12 +84,18 @@ impl Server {
         let left = left_running(&files);
         let process = match left {
             Some(pid) if fs::read_to_string(&files.config).is_ok_and(|on_disk| on_disk == config) => {
-                tracing::info!(pid = pid.as_raw(), "the nats-server of an earlier agent still runs; taking it over");
+                tracing::info!(
+                    pid = pid.as_raw(),
+                    "the nats-server of an earlier agent still runs; taking it over"
+                );
                 Process::Adopted(pid)
             }
             left => {
                 if let Some(pid) = left {
-                    tracing::info!(pid = pid.as_raw(), "stopping the nats-server of an earlier agent: it is configured otherwise");
+                    tracing::info!(
+                        pid = pid.as_raw(),
+                        "stopping the nats-server of an earlier agent: it is configured otherwise"
+                    );
                     stop_process(Process::Adopted(pid)).await;
                 }
                 claim_all(&options)?;
@@ -145,8 +154,10 @@ pub fn passwords(dir: &Path) -> Result<Passwords, BrokerError> {
 
 /// Writes a file that only its owner may read, in one step.
 fn write_private(path: &Path, text: &str) -> Result<(), BrokerError> {
-    let unwritable =
-        |error: io::Error| BrokerError::Unwritable { path: path.display().to_string(), reason: error.to_string() };
+    let unwritable = |error: io::Error| BrokerError::Unwritable {
+        path: path.display().to_string(),
+        reason: error.to_string(),
+    };
     let next = path.with_extension("next");
     let write = || {
         let _ = fs::remove_file(&next);
@@ -210,7 +221,10 @@ async fn wait_until_up(
         }
         if tokio::time::Instant::now() >= deadline {
             stop_process(process).await;
-            return Err(BrokerError::NotUp(format!("no answer in {UP_WITHIN:?}; it says: {}", last_complaint(&files.log))));
+            return Err(BrokerError::NotUp(format!(
+                "no answer in {UP_WITHIN:?}; it says: {}",
+                last_complaint(&files.log)
+            )));
         }
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
@@ -329,6 +343,9 @@ fn is_alive(pid: Pid) -> bool {
 /// What the server complained about last.
 fn last_complaint(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
-    let complaint = text.lines().rev().find(|line| line.contains("[FTL]") || line.contains("[ERR]") || line.contains("nats-server:"));
+    let complaint = text
+        .lines()
+        .rev()
+        .find(|line| line.contains("[FTL]") || line.contains("[ERR]") || line.contains("nats-server:"));
     complaint.unwrap_or("nothing").trim().to_owned()
 }

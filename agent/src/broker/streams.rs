@@ -19,9 +19,12 @@ pub async fn ensure(
 ) -> Result<(), BrokerError> {
     for spec in streams {
         let made = js.create_or_update_stream(stream_config(spec)).await;
-        let made = made.map_err(|error| BrokerError::Stream { name: spec.name.clone(), reason: error.to_string() })?;
+        let made =
+            made.map_err(|error| BrokerError::Stream { name: spec.name.clone(), reason: error.to_string() })?;
         // An older server passes over options it does not know, so what it made is read back.
-        if made.config.max_bytes != spec.max_bytes as i64 || made.config.retention != retention(spec.retention) {
+        if made.config.max_bytes != spec.max_bytes as i64
+            || made.config.retention != retention(spec.retention)
+        {
             tracing::warn!(stream = spec.name, "the server holds this stream otherwise than it was asked to");
         }
     }

@@ -13,9 +13,19 @@ use super::{
     keys::{self, env_name},
 };
 
-/// Variables that begin with `LUCENT_` and are no configuration: the name of the file, and what runners
-/// give to their tasks (an agent may be started by a task).
-const NOT_SETTINGS: [&str; 4] = ["LUCENT_CONFIG", "LUCENT_TASK_ID", "LUCENT_EPOCH", "LUCENT_IDEMPOTENCY_KEY"];
+/// Variables that begin with `LUCENT_` and are no configuration: the name of the file, what runners give to
+/// their tasks (an agent may be started by a task), and what `scripts/setup env` and the tests put into the
+/// environment of everything they start.
+const NOT_SETTINGS: [&str; 8] = [
+    "LUCENT_CONFIG",
+    "LUCENT_TASK_ID",
+    "LUCENT_EPOCH",
+    "LUCENT_IDEMPOTENCY_KEY",
+    "LUCENT_CACHE",
+    "LUCENT_NATS_SERVER_OLD",
+    "LUCENT_TEST_PYTHON",
+    "LUCENT_AGENT",
+];
 /// The shorter name of `LUCENT_NATS__SERVER`, which wins if both are set.
 const SERVER_ALIAS: &str = "LUCENT_NATS_SERVER";
 

@@ -27,7 +27,11 @@ use super::{
     identities::TRUST_DOMAIN,
     traffic::{Sent, TICKS},
 };
-use crate::{clock, link::{HIERARCHY, downlink::STORED_FOR}, supervise::Tasks};
+use crate::{
+    clock,
+    link::{HIERARCHY, downlink::STORED_FOR},
+    supervise::Tasks,
+};
 
 /// Latencies kept; more are sampled by replacing in turn.
 const LATENCIES: usize = 200_000;
@@ -113,7 +117,8 @@ impl Audit {
 
         let seen = Arc::<Mutex<Seen>>::default();
         let mut tasks = Tasks::new(CancellationToken::new());
-        let reader = Reader { js, bindings, verifier: Verifier::new(trust, 4096), seen: seen.clone(), place: 0 };
+        let reader =
+            Reader { js, bindings, verifier: Verifier::new(trust, 4096), seen: seen.clone(), place: 0 };
         tasks.spawn("audit", reader.run(tasks.token()));
         Ok(Audit { seen, tasks })
     }
@@ -126,7 +131,9 @@ impl Audit {
     /// Waits until everything that was sent was seen, or patience ends.
     pub async fn settle(self, sent: &Sent, patience: Duration) -> Seen {
         let deadline = tokio::time::Instant::now() + patience;
-        let missing = |seen: &Seen| -> u64 { sent.events.iter().map(|(node, published)| seen.missing(node, *published)).sum() };
+        let missing = |seen: &Seen| -> u64 {
+            sent.events.iter().map(|(node, published)| seen.missing(node, *published)).sum()
+        };
         while missing(&self.so_far()) > 0 && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -225,7 +232,8 @@ impl Reader {
         let subjects = verified.envelope.batch().map(|head| head.subjects.as_slice()).unwrap_or_default();
         for event in &batch.events {
             let on_ticks = subjects.get(usize::from(event.sub)).is_some_and(|s| s.ends_with(TICKS));
-            let Some(tick) = on_ticks.then(|| serde_json::from_slice::<Tick>(&event.bytes()).ok()).flatten() else {
+            let Some(tick) = on_ticks.then(|| serde_json::from_slice::<Tick>(&event.bytes()).ok()).flatten()
+            else {
                 continue;
             };
             if tick.origin == *author {

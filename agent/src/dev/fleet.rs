@@ -1,15 +1,13 @@
 //! The mesh's processes: started, waited for, asked, stopped.
 
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-    process::Stdio,
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::PathBuf, process::Stdio, time::Duration};
 
 use async_nats::Client;
 use hierarchy::{Level, Path};
-use nix::{sys::signal::{Signal, kill}, unistd::Pid};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tokio::process::{Child, Command};
 
 use super::plan::{Plan, PlannedAgent};
@@ -100,7 +98,11 @@ impl Fleet {
     }
 
     /// As [`Fleet::start`], with this `agent` program.
-    pub async fn start_with(program: PathBuf, plan: Plan, mut up: impl FnMut(&Path)) -> Result<Fleet, FleetError> {
+    pub async fn start_with(
+        program: PathBuf,
+        plan: Plan,
+        mut up: impl FnMut(&Path),
+    ) -> Result<Fleet, FleetError> {
         let mut fleet = Fleet { plan, program, running: BTreeMap::new() };
         for agent in fleet.plan.agents.clone() {
             fleet.spawn(&agent.path)?;
@@ -117,7 +119,8 @@ impl Fleet {
     pub fn spawn(&mut self, path: &Path) -> Result<(), FleetError> {
         let agent = self.agent(path).clone();
         let failed = |error: std::io::Error| FleetError::Plan(format!("agent {path}: {error}"));
-        let log = std::fs::File::options().create(true).append(true).open(log_file(&agent)).map_err(failed)?;
+        let log =
+            std::fs::File::options().create(true).append(true).open(log_file(&agent)).map_err(failed)?;
         let child = Command::new(&self.program)
             .arg("--level")
             .arg(agent.path.level().as_str())
@@ -136,9 +139,14 @@ impl Fleet {
     }
 
     /// Waits until the agent is ready and, below global, linked to its parent.
-    pub async fn wait_until_linked(&mut self, path: &Path, deadline: tokio::time::Instant) -> Result<(), FleetError> {
+    pub async fn wait_until_linked(
+        &mut self,
+        path: &Path,
+        deadline: tokio::time::Instant,
+    ) -> Result<(), FleetError> {
         loop {
-            if let Some(status) = self.running.get_mut(path).and_then(|child| child.try_wait().ok().flatten()) {
+            if let Some(status) = self.running.get_mut(path).and_then(|child| child.try_wait().ok().flatten())
+            {
                 return Err(self.ended(path, status));
             }
             if self.status(path).await.is_some_and(|status| status.parent.is_none_or(|parent| parent.open)) {
@@ -191,9 +199,14 @@ impl Fleet {
         let failed = |reason: String| FleetError::Nats { path: path.clone(), reason };
         let address = self.addresses(path).ok_or_else(|| failed("it has no address".into()))?.nats;
         let passwords = server::passwords(&self.agent(path).state.join("nats"))?;
-        crate::broker::connect::connect(address, nats_config::names::AGENT_USER, passwords.agent.expose(), "audit")
-            .await
-            .map_err(|error| failed(error.to_string()))
+        crate::broker::connect::connect(
+            address,
+            nats_config::names::AGENT_USER,
+            passwords.agent.expose(),
+            "audit",
+        )
+        .await
+        .map_err(|error| failed(error.to_string()))
     }
 
     /// The paths at a level.

@@ -64,7 +64,9 @@ async fn run_mesh(args: &DevArgs) -> ExitCode {
 
 async fn watch_signals(interrupted: CancellationToken) {
     use tokio::signal::unix::{SignalKind, signal};
-    if let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+    if let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
@@ -134,8 +136,9 @@ struct Workplace {
 impl Workplace {
     fn new(given: Option<PathBuf>) -> std::io::Result<Workplace> {
         let temporary = given.is_none();
-        let path = given
-            .unwrap_or_else(|| std::env::temp_dir().join(format!("lucent-dev-{}", uuid::Uuid::new_v4().simple())));
+        let path = given.unwrap_or_else(|| {
+            std::env::temp_dir().join(format!("lucent-dev-{}", uuid::Uuid::new_v4().simple()))
+        });
         std::fs::create_dir_all(&path)?;
         Ok(Workplace { path: std::path::absolute(path)?, temporary })
     }

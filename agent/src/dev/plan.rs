@@ -45,7 +45,8 @@ impl Plan {
         paths.sort_by_key(|path| (path.segments().len(), path.clone()));
         let mut leaf_ports: BTreeMap<Path, SocketAddr> = BTreeMap::new();
         for path in paths.iter().filter(|path| path.level() != Level::Node) {
-            leaf_ports.insert(path.clone(), broker::claim("leaf.listen", SocketAddr::from(([127, 0, 0, 1], 0)))?);
+            leaf_ports
+                .insert(path.clone(), broker::claim("leaf.listen", SocketAddr::from(([127, 0, 0, 1], 0)))?);
         }
         let mut agents = Vec::new();
         for path in &paths {
@@ -55,7 +56,11 @@ impl Plan {
             svid.write(&home.join("identity")).map_err(unwritable)?;
             let mut text = base_config(path, &paths, &leaf_ports);
             extra(path, &mut text);
-            let agent = PlannedAgent { path: path.clone(), config: home.join("agent.toml"), state: home.join("state") };
+            let agent = PlannedAgent {
+                path: path.clone(),
+                config: home.join("agent.toml"),
+                state: home.join("state"),
+            };
             fs::write(&agent.config, text).map_err(unwritable)?;
             agents.push(agent);
         }

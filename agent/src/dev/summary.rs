@@ -33,7 +33,8 @@ impl Summary {
                 nats_server = status.nats_server;
             }
         }
-        let levels: std::collections::BTreeSet<_> = fleet.plan.agents.iter().map(|a| a.path.level()).collect();
+        let levels: std::collections::BTreeSet<_> =
+            fleet.plan.agents.iter().map(|a| a.path.level()).collect();
         Summary {
             agents: fleet.plan.agents.len(),
             levels: levels.len(),
@@ -57,7 +58,21 @@ impl Summary {
     }
 
     pub(super) fn to_json(&self) -> String {
-        let Summary { agents, levels, published, at_global, verified, rejected, lost, duplicated, sent, p50, p99, nats_server, .. } = self;
+        let Summary {
+            agents,
+            levels,
+            published,
+            at_global,
+            verified,
+            rejected,
+            lost,
+            duplicated,
+            sent,
+            p50,
+            p99,
+            nats_server,
+            ..
+        } = self;
         json!({
             "agents": agents,
             "levels": levels,
@@ -73,7 +88,11 @@ impl Summary {
     pub(super) fn to_text(&self) -> String {
         let mut text = String::new();
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{} agents on {} levels, nats-server {}", self.agents, self.levels, self.nats_server);
+        let _ = writeln!(
+            text,
+            "{} agents on {} levels, nats-server {}",
+            self.agents, self.levels, self.nats_server
+        );
         let _ = writeln!(
             text,
             "events   {} published, {} at global, {} lost, {} duplicated, {} rejected",

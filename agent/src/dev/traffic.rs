@@ -23,8 +23,7 @@ use crate::{clock, supervise::Tasks};
 /// The example worker, so that `agent dev` needs no file beside the binary.
 const WORKER: &str = include_str!("../../../examples/workers/yield_forecast.py");
 /// What stands in for it where there is no Python: any program that speaks JSON lines is a worker.
-const SHELL_WORKER: &str =
-    "cat >/dev/null; echo '{\"progress\":0.5,\"message\":\"half way\"}'; echo '{\"result\":{\"forecast\":[]}}'";
+const SHELL_WORKER: &str = "cat >/dev/null; echo '{\"progress\":0.5,\"message\":\"half way\"}'; echo '{\"result\":{\"forecast\":[]}}'";
 /// How often a task is submitted.
 const TASK_EVERY: Duration = Duration::from_secs(2);
 /// Events that wait for the store's word, for each node.
@@ -41,7 +40,8 @@ impl Worker {
     /// Writes the worker into `dir` and chooses how it is run.
     pub fn install(dir: &FilePath) -> Result<Worker, FleetError> {
         let file: PathBuf = dir.join("yield_forecast.py");
-        std::fs::write(&file, WORKER).map_err(|error| FleetError::Plan(format!("{}: {error}", file.display())))?;
+        std::fs::write(&file, WORKER)
+            .map_err(|error| FleetError::Plan(format!("{}: {error}", file.display())))?;
         let python = std::process::Command::new("python3").arg("--version").output();
         let command = match python {
             Ok(output) if output.status.success() => vec!["python3".to_owned(), file.display().to_string()],
@@ -106,10 +106,10 @@ impl Traffic {
         let global = fleet.connect(&Path::global()).await?;
         let tasks = Arc::<TaskCounts>::default();
         let inbox = global.new_inbox();
-        let answers = global.subscribe(inbox.clone()).await.map_err(|error| FleetError::Nats {
-            path: Path::global(),
-            reason: error.to_string(),
-        })?;
+        let answers = global
+            .subscribe(inbox.clone())
+            .await
+            .map_err(|error| FleetError::Nats { path: Path::global(), reason: error.to_string() })?;
         answering.spawn("answers", count_answers(answers, tasks.clone(), answering.token()));
         publishing.spawn("tasks", submit(global, inbox, tasks.clone(), publishing.token()));
         Ok(Traffic { events, tasks, publishing, answering })
@@ -169,7 +169,10 @@ async fn publish(
         for _ in 0..at_once {
             number += 1;
             let body = json!({ "origin": node, "number": number, "sentAt": clock::wall().0, "price": 2847.52 + (number % 100) as f64 / 100.0 });
-            let ack = js.publish(subject.clone(), Bytes::from(body.to_string())).await.map_err(|e| e.to_string())?;
+            let ack = js
+                .publish(subject.clone(), Bytes::from(body.to_string()))
+                .await
+                .map_err(|e| e.to_string())?;
             unacked.push(ack.into_future());
         }
         while unacked.len() > UNACKED
@@ -186,7 +189,12 @@ async fn publish(
     Ok(())
 }
 
-async fn submit(client: Client, reply_to: String, tasks: Arc<TaskCounts>, cancel: CancellationToken) -> Result<(), String> {
+async fn submit(
+    client: Client,
+    reply_to: String,
+    tasks: Arc<TaskCounts>,
+    cancel: CancellationToken,
+) -> Result<(), String> {
     let js = jetstream::new(client);
     let mut timer = tokio::time::interval(TASK_EVERY);
     loop {
@@ -204,7 +212,10 @@ async fn submit(client: Client, reply_to: String, tasks: Arc<TaskCounts>, cancel
             "payload": { "history": history, "horizon": 6 },
             "metadata": { "max_retries": 2, "priority": "normal" },
         });
-        let ack = js.publish("lucent.agents.yield.analysis", body.to_string().into()).await.map_err(|e| e.to_string())?;
+        let ack = js
+            .publish("lucent.agents.yield.analysis", body.to_string().into())
+            .await
+            .map_err(|e| e.to_string())?;
         ack.await.map_err(|e| e.to_string())?;
         tasks.submitted.fetch_add(1, Ordering::Relaxed);
     }

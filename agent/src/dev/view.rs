@@ -18,7 +18,8 @@ pub(super) struct View {
 impl View {
     pub(super) fn new(plan: &Plan) -> View {
         let screen = MultiProgress::new();
-        let waiting = ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+        let waiting = ProgressStyle::with_template("{spinner} {msg}")
+            .unwrap_or_else(|_| ProgressStyle::default_spinner());
         let mut lines = BTreeMap::new();
         // In tree order: a parent stands before its children.
         let mut paths: Vec<&Path> = plan.agents.iter().map(|agent| &agent.path).collect();
@@ -45,7 +46,10 @@ impl View {
         for agent in &fleet.plan.agents {
             if let Some(addresses) = fleet.addresses(&agent.path) {
                 let path = agent.path.to_string();
-                text.push_str(&format!("  {path:<10} nats://{:<22} http://{}/status\n", addresses.nats, addresses.http));
+                text.push_str(&format!(
+                    "  {path:<10} nats://{:<22} http://{}/status\n",
+                    addresses.nats, addresses.http
+                ));
             }
         }
         text.push_str("  e.g. nats sub 'lucent.hierarchy.>' at global; Ctrl-C stops everything\n");

@@ -1,8 +1,11 @@
 //! Where tasks are submitted: commits the first result, retries failures, answers the submitter.
 
-use std::{collections::BinaryHeap, cmp::Reverse, sync::Arc, time::Duration};
+use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc, time::Duration};
 
-use async_nats::jetstream::{self, AckKind, Message, consumer::{AckPolicy, pull}};
+use async_nats::jetstream::{
+    self, AckKind, Message,
+    consumer::{AckPolicy, pull},
+};
 use futures_util::StreamExt as _;
 use hierarchy::{
     Millis, Path, Refusal,
@@ -94,7 +97,8 @@ impl Home {
     /// Until the reader breaks or the agent stops.
     async fn collect(&mut self, reports: &mut pull::Stream, cancel: &CancellationToken) {
         loop {
-            let next_due = self.due.peek().map_or(Duration::from_secs(60), |Reverse((due, _))| due.since(clock::wall()));
+            let next_due =
+                self.due.peek().map_or(Duration::from_secs(60), |Reverse((due, _))| due.since(clock::wall()));
             tokio::select! {
                 () = cancel.cancelled() => return,
                 message = reports.next() => match message {
@@ -139,7 +143,13 @@ impl Home {
             TaskOutcome::Failed { reason, log_tail } => match record.spec.retry(jitter()) {
                 Some((next, wait)) => {
                     let due = clock::wall().plus(wait);
-                    tracing::info!(task = record.spec.id, attempt = record.spec.attempt, reason, ?wait, "a task is tried again");
+                    tracing::info!(
+                        task = record.spec.id,
+                        attempt = record.spec.attempt,
+                        reason,
+                        ?wait,
+                        "a task is tried again"
+                    );
                     record.state = TaskState::Retrying { due, reason: reason.clone() };
                     record.spec = next;
                     self.parts.records.update(&record, revision).await?;
@@ -238,7 +248,8 @@ fn reports_in(stored: &[u8]) -> Vec<TaskReport> {
     let Ok(envelope) = Parsed::parse(stored) else { return Vec::new() };
     let Ok(batch) = Batch::read(&envelope) else { return Vec::new() };
     let author = &envelope.identity().path;
-    let reports = batch.events.iter().filter_map(|event| serde_json::from_slice::<TaskReport>(&event.bytes()).ok());
+    let reports =
+        batch.events.iter().filter_map(|event| serde_json::from_slice::<TaskReport>(&event.bytes()).ok());
     reports.filter(|report| report.node == *author).collect()
 }
 

@@ -72,7 +72,10 @@ impl Hub {
             while let Some(output) = hub.machine.poll(hub.clock.now()) {
                 hub.perform(output).await;
             }
-            let wake = hub.machine.timeout().map_or(Duration::from_secs(60), |at| at.saturating_sub(hub.clock.now()));
+            let wake = hub
+                .machine
+                .timeout()
+                .map_or(Duration::from_secs(60), |at| at.saturating_sub(hub.clock.now()));
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 Some(work) = hub.parts.work.recv() => hub.on_child(work).await,
@@ -95,7 +98,9 @@ impl Hub {
             Err((reason, detail)) => return self.refuse(&message, reason, detail).await,
         };
         let attempt = (spec.id.clone(), spec.attempt);
-        let same = |held: &Message| held.info().map(|i| i.stream_sequence).ok() == message.info().map(|i| i.stream_sequence).ok();
+        let same = |held: &Message| {
+            held.info().map(|i| i.stream_sequence).ok() == message.info().map(|i| i.stream_sequence).ok()
+        };
         if self.held.get(&attempt).is_some_and(|held| !same(held)) {
             // The same task was submitted twice; one of them is enough.
             return queue::done(&message).await;
@@ -116,7 +121,8 @@ impl Hub {
         }
         let place = message.info().map_or(0, |info| info.stream_sequence);
         let fallback = format!("task-{}-{place}", self.parts.path.id());
-        let spec = TaskSpec::from_submission(&message.subject, &message.payload, self.parts.path.clone(), fallback)?;
+        let spec =
+            TaskSpec::from_submission(&message.subject, &message.payload, self.parts.path.clone(), fallback)?;
         let record = TaskRecord { spec: spec.clone(), submitted: clock::wall(), state: TaskState::Queued };
         match self.parts.records.create(&record).await {
             Ok(true) => tracing::debug!(task = spec.id, "a task is submitted"),
@@ -176,7 +182,8 @@ impl Hub {
         let Some(parent) = &self.parts.to_parent else { return };
         self.offer_number += 1;
         let offers = self.machine.offers(self.clock.now());
-        let credit = ChildMessage::Credit { number: self.offer_number, offers, valid_for_ms: CREDIT_VALID_MS };
+        let credit =
+            ChildMessage::Credit { number: self.offer_number, offers, valid_for_ms: CREDIT_VALID_MS };
         // While the link is down offers are worth nothing; they must not pile up.
         let _ = parent.try_send(credit);
     }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::{self, AckKind, Message, consumer::{AckPolicy, pull}};
+use async_nats::jetstream::{
+    self, AckKind, Message,
+    consumer::{AckPolicy, pull},
+};
 use futures_util::StreamExt as _;
 use hierarchy::{Refusal, task::TaskSpec};
 
@@ -59,7 +62,8 @@ impl Queue {
             max_ack_pending: self.at_once,
             ..Default::default()
         };
-        let stream = self.js.get_stream_no_info(AGENT_COORDINATION).await.map_err(|e| store(e.to_string()))?;
+        let stream =
+            self.js.get_stream_no_info(AGENT_COORDINATION).await.map_err(|e| store(e.to_string()))?;
         let consumer = stream.create_consumer(config).await.map_err(|e| store(e.to_string()))?;
         consumer.stream().max_messages_per_batch(64).messages().await.map_err(|e| store(e.to_string()))
     }

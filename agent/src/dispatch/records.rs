@@ -72,7 +72,9 @@ impl Records {
     /// The record of a task and its revision.
     pub async fn get(&self, task: &str) -> Result<Option<(TaskRecord, u64)>, DispatchError> {
         let entry = self.0.entry(key(task)).await.map_err(DispatchError::on("task records"))?;
-        let Some(entry) = entry.filter(|entry| entry.operation == kv::Operation::Put) else { return Ok(None) };
+        let Some(entry) = entry.filter(|entry| entry.operation == kv::Operation::Put) else {
+            return Ok(None);
+        };
         let record = serde_json::from_slice(&entry.value).map_err(DispatchError::on("task records"))?;
         Ok(Some((record, entry.revision)))
     }

@@ -160,9 +160,20 @@ impl Worker {
             }
             self.busy[runner] += 1;
             self.parts.metrics.tasks_running.inc();
-            tracing::info!(task = spec.id, attempt = spec.attempt, subject = spec.subject(), "running a task");
+            tracing::info!(
+                task = spec.id,
+                attempt = spec.attempt,
+                subject = spec.subject(),
+                "running a task"
+            );
             let runner = self.parts.runners[runner].clone();
-            self.running.spawn(run_one(self.parts.js.clone(), spec, runner, self.parts.path.clone(), cancel.clone()));
+            self.running.spawn(run_one(
+                self.parts.js.clone(),
+                spec,
+                runner,
+                self.parts.path.clone(),
+                cancel.clone(),
+            ));
         }
     }
 
@@ -271,11 +282,19 @@ async fn run_one(
     };
     let finished = clock::wall();
     let (task, home) = (spec.id, spec.home);
-    Ended { attempt, report: Some(TaskReport { task, attempt: spec.attempt, home, node, started, finished, outcome }) }
+    Ended {
+        attempt,
+        report: Some(TaskReport { task, attempt: spec.attempt, home, node, started, finished, outcome }),
+    }
 }
 
 /// Publishes what a runner says of its progress, as events; ends with the runner.
-async fn tell_progress(js: jetstream::Context, spec: &TaskSpec, node: &Path, mut said: mpsc::Receiver<Progress>) {
+async fn tell_progress(
+    js: jetstream::Context,
+    spec: &TaskSpec,
+    node: &Path,
+    mut said: mpsc::Receiver<Progress>,
+) {
     let subject = Speaker::of(node).with_tail(subject::TASK_PROGRESS);
     while let Some(mut progress) = said.recv().await {
         // What came meanwhile is newer.

@@ -1,14 +1,21 @@
 //! The parent's shell: verifies what children send, stores it durably, answers.
 
-use std::{collections::{BTreeMap, HashMap, VecDeque}, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
-use async_nats::{Client, HeaderMap, Message, Subscriber, jetstream::{self, kv, message::PublishMessage}};
+use async_nats::{
+    Client, HeaderMap, Message, Subscriber,
+    jetstream::{self, kv, message::PublishMessage},
+};
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use hierarchy::{
     Path, Refusal,
     link::{
-        Batch, ChildMessage, Parent, ParentMessage, ParentOutput, ParcelHead, Record, Verdict,
+        Batch, ChildMessage, ParcelHead, Parent, ParentMessage, ParentOutput, Record, Verdict,
         batch::check_speaker,
         message::{Offer, cut},
     },
@@ -19,7 +26,11 @@ use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{bindings::Bindings, cursors::{self, Checkpoint}, header, wire};
+use super::{
+    bindings::Bindings,
+    cursors::{self, Checkpoint},
+    header, wire,
+};
 use crate::{
     clock,
     dead_letters::{DeadLetter, DeadLetters},
@@ -203,7 +214,11 @@ impl Downlink {
         served
     }
 
-    async fn serve(&mut self, inbox: &mut Subscriber, cancel: &CancellationToken) -> Result<(), DownlinkError> {
+    async fn serve(
+        &mut self,
+        inbox: &mut Subscriber,
+        cancel: &CancellationToken,
+    ) -> Result<(), DownlinkError> {
         let mut timer = tokio::time::interval(CHECKPOINT_EVERY);
         timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut touched = Vec::new();
@@ -250,7 +265,13 @@ impl Downlink {
             return None;
         }
         let peer = self.parts.signer.identity().trust_domain.identity(child.clone());
-        match wire::open::<ChildMessage>(&self.parts.verifier, &peer, subject, &message.payload, clock::wall()) {
+        match wire::open::<ChildMessage>(
+            &self.parts.verifier,
+            &peer,
+            subject,
+            &message.payload,
+            clock::wall(),
+        ) {
             Ok((said, rest)) => self.on_child(&child, said, rest, &message).await,
             Err(Refusal::UnknownKid) => {
                 // This agent was restarted, or has forgotten the key: let the child greet and show it.
@@ -291,7 +312,8 @@ impl Downlink {
             ChildMessage::HandoffReply { task, attempt, refused } => {
                 let child = child.clone();
                 // A reply that finds the queue full is asked for again.
-                let _ = self.parts.work.try_send(WorkFromChild::HandoffReply { child, task, attempt, refused });
+                let _ =
+                    self.parts.work.try_send(WorkFromChild::HandoffReply { child, task, attempt, refused });
             }
         }
     }
@@ -482,13 +504,14 @@ impl Downlink {
     async fn reply(&mut self, child: &Path) {
         let Some(state) = self.children.get_mut(child) else { return };
         let Some(reply) = state.parent.take_reply(clock::wall(), crate::VERSION) else { return };
-        let binding = matches!(reply, ParentMessage::Welcome { .. }).then(|| self.parts.signer.binding().clone());
+        let binding =
+            matches!(reply, ParentMessage::Welcome { .. }).then(|| self.parts.signer.binding().clone());
         self.send(child, &reply, binding).await;
     }
 
     async fn send(&mut self, child: &Path, message: &ParentMessage, binding: Option<Binding>) {
         let subject = subject::link_down(child);
-        let bytes = wire::seal(&self.parts.signer, message.kind(), &subject, message, &[], clock::wall());
+        let bytes = wire::seal(&self.parts.signer, &subject, message, &[], clock::wall());
         let sent = match binding {
             Some(binding) => {
                 let mut headers = HeaderMap::new();

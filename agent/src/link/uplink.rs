@@ -16,8 +16,8 @@ use hierarchy::{
     Digest, Identity, Path, Refusal,
     envelope::{Draft, MAX_EVENT_BYTES},
     link::{
-        Child, ChildLimits, ChildMessage, ChildOutput, Event, Pack, PackLimits, Packer, Parcel, ParentMessage,
-        batch,
+        Child, ChildLimits, ChildMessage, ChildOutput, Event, Pack, PackLimits, Packer, Parcel,
+        ParentMessage, batch,
     },
     signing::{Binding, Signer, Verifier},
     subject::{self, Speaker},
@@ -36,6 +36,10 @@ use crate::{
 
 /// How long a broken reader of the store waits before it is made anew.
 const READER_RETRY: Duration = Duration::from_millis(200);
+/// With so many frames under way the parent is busy.
+const BUSY: usize = 2;
+/// How much longer a batch may fill while the parent is busy.
+const BUSY_LINGER: Duration = Duration::from_millis(20);
 /// The key of [`Life`] in the link's bucket.
 const LIFE: &str = "life";
 
@@ -169,7 +173,7 @@ impl Uplink {
                 self.perform(output).await?;
             }
             self.let_go_of_kept_back();
-            let wake = [self.machine.timeout(), self.packer.due(), self.source.retry_at()];
+            let wake = [self.machine.timeout(), self.pack_due(), self.source.retry_at()];
             let wake = wake.into_iter().flatten().min().map(|tick| self.clock.instant(tick));
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
@@ -186,7 +190,9 @@ impl Uplink {
 
     async fn on_time(&mut self) {
         let now = self.clock.now();
-        if let Some(pack) = self.packer.close_due(now) {
+        if self.pack_due().is_some_and(|due| due <= now)
+            && let Some(pack) = self.packer.close()
+        {
             self.offer_pack(pack);
         }
         if self.source.retry_at().is_some_and(|at| at <= now) {
@@ -194,14 +200,25 @@ impl Uplink {
         }
     }
 
+    /// When the open batch is to be closed though it is not full. While the parent is still busy with
+    /// earlier frames nothing is gained by haste: the batch goes on to fill, so that under load each
+    /// signature and each sync to disk covers more.
+    fn pack_due(&self) -> Option<hierarchy::link::Tick> {
+        let due = self.packer.due()?;
+        if self.machine.under_way() < BUSY { Some(due) } else { Some(due + BUSY_LINGER) }
+    }
+
     async fn perform(&mut self, output: ChildOutput) -> Result<(), UplinkError> {
         match output {
             ChildOutput::Greet { session } => {
                 let Life { incarnation, start, .. } = self.life;
                 let version = crate::VERSION.to_owned();
-                self.send(&ChildMessage::Hello { session, incarnation, start, last: self.end, version }, &[]).await;
+                self.send(&ChildMessage::Hello { session, incarnation, start, last: self.end, version }, &[])
+                    .await;
             }
-            ChildOutput::Send { session, parcels, announce } => self.send_frame(session, parcels, announce).await,
+            ChildOutput::Send { session, parcels, announce } => {
+                self.send_frame(session, parcels, announce).await
+            }
             ChildOutput::Resume { after } => self.resume(after).await?,
             ChildOutput::Release { up_to, refused, .. } => {
                 self.parts.released.raise(up_to);
@@ -236,7 +253,11 @@ impl Uplink {
                 start: last,
                 created: self.life.created,
             };
-            tracing::warn!(parent_has = after, store_ends_at = last, "the store went back in time; a new incarnation begins");
+            tracing::warn!(
+                parent_has = after,
+                store_ends_at = last,
+                "the store went back in time; a new incarnation begins"
+            );
             keep_life(&self.parts.bucket, &self.life).await?;
             self.packer = Packer::new(Speaker::of(&self.parts.path), self.life.incarnation, self.parts.pack);
             self.machine.on_stranger(self.clock.now());
@@ -288,7 +309,8 @@ impl Uplink {
 
         let speaker = Speaker::of(&self.parts.path);
         let own = speaker.tail_of(&message.subject).is_some();
-        let relayed = message.headers.as_ref().filter(|headers| !own && headers.get(header::RECORD).is_some());
+        let relayed =
+            message.headers.as_ref().filter(|headers| !own && headers.get(header::RECORD).is_some());
         if let Some(headers) = relayed {
             return self.relay(place, headers, &message);
         }
@@ -421,7 +443,9 @@ impl Uplink {
             }
             match self.parts.bindings.get(kid).await {
                 Ok(Some(binding)) => bindings.push(binding),
-                Ok(None) => tracing::warn!(%kid, "the binding of a stored batch is gone; the parent will refuse it"),
+                Ok(None) => {
+                    tracing::warn!(%kid, "the binding of a stored batch is gone; the parent will refuse it")
+                }
                 Err(error) => tracing::warn!(%error, "a binding could not be read"),
             }
         }
@@ -434,7 +458,7 @@ impl Uplink {
 
     async fn send(&mut self, message: &ChildMessage, parcels: &[Parcel]) {
         let subject = subject::link_up(&self.parts.path);
-        let bytes = wire::seal(&self.parts.signer, message.kind(), &subject, message, parcels, clock::wall());
+        let bytes = wire::seal(&self.parts.signer, &subject, message, parcels, clock::wall());
         self.parts.metrics.frames_sent.inc();
         self.parts.metrics.frame_bytes_sent.inc_by(bytes.len() as u64);
         let sent = if matches!(message, ChildMessage::Hello { .. }) {

@@ -4,16 +4,33 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use hierarchy::{
     Identity, Millis, Refusal,
     envelope::{Draft, Priority},
-    link::Parcel,
+    link::{ChildMessage, Parcel, ParentMessage},
     signing::{Signer, Timeliness, Verifier},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
+/// A message of either direction.
+pub(super) trait LinkMessage {
+    /// The `messageType` that goes with it.
+    fn kind(&self) -> &'static str;
+}
+
+impl LinkMessage for ChildMessage {
+    fn kind(&self) -> &'static str {
+        ChildMessage::kind(self)
+    }
+}
+
+impl LinkMessage for ParentMessage {
+    fn kind(&self) -> &'static str {
+        ParentMessage::kind(self)
+    }
+}
+
 /// The bytes of one link message.
-pub(super) fn seal<M: Serialize>(
+pub(super) fn seal<M: Serialize + LinkMessage>(
     signer: &Signer,
-    kind: &str,
     subject: &str,
     message: &M,
     parcels: &[Parcel],
@@ -25,7 +42,7 @@ pub(super) fn seal<M: Serialize>(
         correlation_id: None,
         causation_id: None,
         timestamp: now,
-        message_type: kind,
+        message_type: message.kind(),
         subject,
         reply_to: None,
         priority: Priority::Normal,
@@ -46,7 +63,7 @@ pub(super) fn seal<M: Serialize>(
 }
 
 /// A link message that was verified as coming from `peer` on `subject`, and the bytes behind it.
-pub(super) fn open<M: DeserializeOwned>(
+pub(super) fn open<M: DeserializeOwned + LinkMessage>(
     verifier: &Verifier,
     peer: &Identity,
     subject: &str,
@@ -64,6 +81,10 @@ pub(super) fn open<M: DeserializeOwned>(
     if verified.envelope.subject() != subject {
         return Err(Refusal::WrongSubject);
     }
-    let message = serde_json::from_str(verified.envelope.payload().get()).map_err(|_| Refusal::BadPayload)?;
+    let message: M =
+        serde_json::from_str(verified.envelope.payload().get()).map_err(|_| Refusal::BadPayload)?;
+    if verified.envelope.message_type() != message.kind() {
+        return Err(Refusal::BadPayload);
+    }
     Ok((message, rest))
 }

@@ -131,6 +131,14 @@ impl Child {
         matches!(self.state, State::Open { .. })
     }
 
+    /// How many frames are sent and not acknowledged.
+    pub fn under_way(&self) -> usize {
+        match &self.state {
+            State::Greeting { .. } => 0,
+            State::Open { flights, .. } => flights.len(),
+        }
+    }
+
     /// Whether nothing is under way or waiting to be.
     pub fn is_idle(&self) -> bool {
         matches!(&self.state, State::Open { flights, queue, .. } if flights.is_empty() && queue.is_empty())

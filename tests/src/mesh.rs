@@ -1,0 +1,142 @@
+//! A mesh of real processes in a temporary directory.
+
+use std::{
+    ops::{Deref, DerefMut},
+    path::Path as FilePath,
+    time::Duration,
+};
+
+use agent::dev::{
+    fleet::{Fleet, FleetError, log_file},
+    plan::Plan,
+};
+use async_nats::Client;
+use hierarchy::Path;
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+use crate::{processes, program, scrape, turn::Turn};
+
+/// How long an agent may take to come up again and link to its parent.
+pub const LINKED_WITHIN: Duration = Duration::from_secs(60);
+
+/// A mesh that runs. Dropped, all its processes are killed; after a failed test its logs are shown.
+pub struct Mesh {
+    fleet: Fleet,
+    // Fields are dropped in this order: processes first, then their files, then the place.
+    dir: TempDir,
+    _turn: Turn,
+}
+
+/// The path of this text.
+pub fn path(text: &str) -> Path {
+    text.parse().expect("tests write well formed paths")
+}
+
+impl Mesh {
+    /// Starts agents at these paths, with all their parents among them.
+    pub async fn start(paths: &[&str]) -> Mesh {
+        Mesh::start_with(paths, |_, _| {}).await
+    }
+
+    /// As [`Mesh::start`]; `extra` may change an agent's configuration file.
+    pub async fn start_with(paths: &[&str], extra: impl FnMut(&Path, &mut String)) -> Mesh {
+        let turn = Turn::take().await;
+        let dir = tempfile::tempdir().expect("there is room for temporary files");
+        let paths: Vec<Path> = paths.iter().map(|text| path(text)).collect();
+        let plan = Plan::lay_out(dir.path(), &paths, extra).unwrap_or_else(|error| panic!("{error}"));
+        let started = Fleet::start_with(program::agent(), plan, |_| {}).await;
+        let fleet = started.unwrap_or_else(|error| panic!("{error}"));
+        Mesh { fleet, dir, _turn: turn }
+    }
+
+    /// Where all its files are.
+    pub fn dir(&self) -> &FilePath {
+        self.dir.path()
+    }
+
+    /// A connection as an application on the agent's machine has it.
+    pub async fn client(&self, at: &str) -> Client {
+        self.fleet.connect(&path(at)).await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// A connection with the agent's own rights.
+    pub async fn agents_client(&self, at: &str) -> Client {
+        self.fleet.connect_as_agent(&path(at)).await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Starts an agent that does not run and waits until it is linked to its parent.
+    pub async fn start_again(&mut self, at: &str) {
+        let at = path(at);
+        let started = async {
+            self.fleet.spawn(&at)?;
+            self.fleet.wait_until_linked(&at, Instant::now() + LINKED_WITHIN).await
+        };
+        let started: Result<(), FleetError> = started.await;
+        started.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Waits until the agent is linked to its parent.
+    pub async fn linked(&mut self, at: &str) {
+        let linked = self.fleet.wait_until_linked(&path(at), Instant::now() + LINKED_WITHIN).await;
+        linked.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Kills the agent's nats-server with SIGKILL; false where none runs just now.
+    pub fn kill_server(&self, at: &str) -> bool {
+        let pid = self.fleet.server_pid(&path(at));
+        pid.inspect(|pid| processes::signal(*pid, Signal::SIGKILL)).is_some()
+    }
+
+    /// What the agent counts.
+    pub async fn numbers(&self, at: &str) -> scrape::Numbers {
+        match self.fleet.addresses(&path(at)) {
+            Some(addresses) => scrape::Numbers::of(addresses.http).await,
+            None => scrape::Numbers::default(),
+        }
+    }
+
+    /// The agent's log so far.
+    pub fn log(&self, at: &str) -> String {
+        std::fs::read_to_string(log_file(self.fleet.agent(&path(at)))).unwrap_or_default()
+    }
+
+    /// Stops all agents, children first; what of the mesh's processes still runs then.
+    pub async fn stop(&mut self) -> Vec<processes::Process> {
+        let paths: Vec<Path> = self.fleet.plan.agents.iter().rev().map(|agent| agent.path.clone()).collect();
+        for path in paths {
+            self.fleet.stop_one(&path).await;
+        }
+        processes::naming(self.dir())
+    }
+}
+
+impl Deref for Mesh {
+    type Target = Fleet;
+
+    fn deref(&self) -> &Fleet {
+        &self.fleet
+    }
+}
+
+impl DerefMut for Mesh {
+    fn deref_mut(&mut self) -> &mut Fleet {
+        &mut self.fleet
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for agent in &self.fleet.plan.agents {
+                let log = std::fs::read_to_string(log_file(agent)).unwrap_or_default();
+                let lines: Vec<&str> = log.lines().collect();
+                println!("--- {}", agent.path);
+                lines[lines.len().saturating_sub(20)..].iter().for_each(|line| println!("{line}"));
+            }
+        }
+        // The fleet kills agents and servers by their ids; this catches one that was just being started.
+        processes::kill_all(self.dir.path());
+    }
+}

@@ -1,0 +1,91 @@
+//! The programs under test and how they are run to their end.
+
+use std::{
+    path::{Path as FilePath, PathBuf},
+    process::{Output, Stdio},
+    time::Duration,
+};
+
+use tokio::process::Command;
+
+/// Where `cargo` puts the profile's programs: two levels above a test's own program.
+pub(crate) fn target_dir() -> PathBuf {
+    let test = std::env::current_exe().expect("a running program has a path");
+    test.ancestors().nth(2).expect("tests lie in target/PROFILE/deps").to_owned()
+}
+
+/// The `agent` program: `LUCENT_AGENT`, or what `cargo build -p agent` has put beside the tests.
+pub fn agent() -> PathBuf {
+    if let Some(given) = std::env::var_os("LUCENT_AGENT") {
+        return given.into();
+    }
+    let built = target_dir().join("agent");
+    assert!(built.exists(), "{} is not there: run cargo build -p agent first", built.display());
+    built
+}
+
+/// How a run of a program ended and what it said.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit code; `None` where a signal ended it.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Ended {
+    fn from(output: Output) -> Ended {
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+
+    /// The lines of standard error that are not log lines.
+    pub fn complaints(&self) -> Vec<&str> {
+        self.stderr.lines().filter(|line| !is_log_line(line)).collect()
+    }
+}
+
+/// Log lines begin with a time.
+fn is_log_line(line: &str) -> bool {
+    line.len() > 20 && line.as_bytes()[..4].iter().all(u8::is_ascii_digit) && line.as_bytes()[10] == b'T'
+}
+
+/// The `agent` program with these arguments, not yet started. It is killed when its handle is dropped.
+pub fn agent_command<A: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = A>) -> Command {
+    let mut command = Command::new(agent());
+    command.args(args).stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// Runs a command to its end, which must come within `patience`.
+pub async fn run(command: &mut Command, patience: Duration) -> Ended {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let output = command.spawn().expect("the program starts").wait_with_output();
+    let ended = tokio::time::timeout(patience, output).await;
+    let ended = ended.unwrap_or_else(|_| panic!("not ended within {patience:?}: {command:?}"));
+    Ended::from(ended.expect("the program's output can be read"))
+}
+
+/// A Python with `nats-py`, or `None` with the reason printed: for tests that must then be skipped.
+pub fn python() -> Option<PathBuf> {
+    let python = std::env::var_os("LUCENT_TEST_PYTHON").map(PathBuf::from);
+    let Some(python) = python else {
+        println!(
+            "skipped: LUCENT_TEST_PYTHON is not set; scripts/setup test, then eval \"$(scripts/setup env)\""
+        );
+        return None;
+    };
+    let has_client = std::process::Command::new(&python).args(["-c", "import nats"]).output();
+    if !has_client.is_ok_and(|output| output.status.success()) {
+        println!("skipped: {} has no nats-py", python.display());
+        return None;
+    }
+    Some(python)
+}
+
+/// A file of this crate.
+pub fn source_file(name: &str) -> PathBuf {
+    FilePath::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}

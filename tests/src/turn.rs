@@ -1,0 +1,35 @@
+//! At most as many meshes at once as there are cores, over all test binaries and threads.
+
+use std::{fs::File, path::PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::{eventually::LOOK_EVERY, program};
+
+/// The right to run a mesh, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    _lock: Flock<File>,
+}
+
+impl Turn {
+    /// Waits for one of the places. A lock on a file is freed by the system however its holder ends.
+    pub(crate) async fn take() -> Turn {
+        let places = std::thread::available_parallelism().map_or(1, usize::from);
+        let dir = program::target_dir().join("test-turns");
+        std::fs::create_dir_all(&dir).expect("the target directory can be written");
+        loop {
+            for place in 0..places {
+                if let Some(lock) = try_lock(dir.join(place.to_string())) {
+                    return Turn { _lock: lock };
+                }
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+fn try_lock(path: PathBuf) -> Option<Flock<File>> {
+    let file = File::create(path).expect("the target directory can be written");
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()
+}

@@ -1,0 +1,105 @@
+//! Agents and servers are killed with SIGKILL at random moments while events flow.
+
+use std::time::Duration;
+
+use tests::{Mesh, Observer, Publisher, mesh::path, random::Random};
+use tokio::time::Instant;
+
+const TREE: [&str; 5] = ["global", "s1", "s1/c1", "s1/c1/n1", "s1/c1/n2"];
+/// Of both nodes together: about 1,000 events a second.
+const RATE: u32 = 500;
+const FOR: Duration = Duration::from_secs(20);
+/// How long what was published may take to arrive after the last fault.
+const ARRIVED_WITHIN: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Copy, PartialEq)]
+enum Victim {
+    Agent,
+    Server,
+    Both,
+}
+
+/// Kills `victim` of the agent at `at` again and again, and starts the agent again where it was killed. Its
+/// server is the agent's to start.
+async fn kill_again_and_again(mesh: &mut Mesh, at: &str, victim: Victim) -> u32 {
+    let mut random = Random::seeded();
+    let until = Instant::now() + FOR;
+    let mut kills = 0;
+    loop {
+        tokio::time::sleep(random.millis(500..4_000)).await;
+        if Instant::now() >= until {
+            return kills;
+        }
+        if victim != Victim::Server {
+            mesh.kill_agent(&path(at)).await;
+        }
+        if victim != Victim::Agent {
+            mesh.kill_server(at);
+        }
+        kills += 1;
+        if victim != Victim::Server {
+            tokio::time::sleep(random.millis(0..1_000)).await;
+            mesh.start_again(at).await;
+        }
+    }
+}
+
+async fn survives(at: &str, victim: Victim) {
+    let mut mesh = Mesh::start(&TREE).await;
+    let observer = Observer::start(&mesh).await;
+    let n1 = Publisher::start(&mesh, "s1/c1/n1", RATE).await;
+    let n2 = Publisher::start(&mesh, "s1/c1/n2", RATE).await;
+
+    let kills = kill_again_and_again(&mut mesh, at, victim).await;
+
+    mesh.linked(at).await;
+    let (n1, n2) = (n1.stop().await, n2.stop().await);
+    println!(
+        "{kills} kills; {} and {} events, {} and {} published again",
+        n1.acked.len(),
+        n2.acked.len(),
+        n1.again.len(),
+        n2.again.len()
+    );
+    assert!(kills >= 4, "only {kills} kills in {FOR:?}");
+    for ledger in [&n1, &n2] {
+        let least = RATE as usize * FOR.as_secs() as usize / 4;
+        assert!(
+            ledger.acked.len() > least,
+            "too little was published to prove anything: {}",
+            ledger.acked.len()
+        );
+    }
+    let (first, second) = (path("s1/c1/n1"), path("s1/c1/n2"));
+    observer.expect_all([(&first, &n1), (&second, &n2)], ARRIVED_WITHIN).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_doubled_or_disordered_while_a_clusters_agent_is_killed_again_and_again() {
+    survives("s1/c1", Victim::Agent).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_doubled_or_disordered_while_a_clusters_server_is_killed_again_and_again() {
+    survives("s1/c1", Victim::Server).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_doubled_or_disordered_while_a_clusters_agent_and_server_are_killed_together() {
+    survives("s1/c1", Victim::Both).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_doubled_or_disordered_while_a_nodes_agent_is_killed_again_and_again() {
+    survives("s1/c1/n1", Victim::Agent).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_doubled_or_disordered_while_a_nodes_server_is_killed_again_and_again() {
+    survives("s1/c1/n1", Victim::Server).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_doubled_or_disordered_while_a_nodes_agent_and_server_are_killed_together() {
+    survives("s1/c1/n1", Victim::Both).await;
+}

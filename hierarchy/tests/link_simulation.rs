@@ -68,7 +68,6 @@ struct World {
     buried: Vec<u64>,
     checkpoint: Cursor,
     writing: VecDeque<(Stored, bool)>,
-    failed: bool,
 }
 
 const INCARNATION: u64 = 7;
@@ -97,7 +96,6 @@ impl World {
             buried: Vec::new(),
             checkpoint: Cursor::default(),
             writing: VecDeque::new(),
-            failed: false,
         }
     }
 

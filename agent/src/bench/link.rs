@@ -25,8 +25,10 @@ use crate::{
 const PAYLOAD: usize = 256;
 /// Events a second while latency is measured.
 const LATENCY_RATE: u32 = 1_000;
-/// Publishes that wait for the store's word.
-const UNACKED: usize = 1_000;
+/// Events that wait for the store's word.
+const UNACKED: u64 = 2_000;
+/// One in so many events is acknowledged.
+const ACKED: u64 = 100;
 
 /// How long each part runs.
 struct Extent {
@@ -227,7 +229,8 @@ async fn reader(js: &jetstream::Context, subject: &str) -> Result<pull::Ordered,
     consumer.messages().await.map_err(|e| e.to_string())
 }
 
-/// Publishes so many events as fast as the store takes them.
+/// Publishes so many events as fast as the store takes them. One in [`ACKED`] asks for the store's word,
+/// which it gives in order and so for those before it, too.
 pub(super) async fn publish(
     js: &jetstream::Context,
     subject: &str,
@@ -235,10 +238,15 @@ pub(super) async fn publish(
     event: impl Fn(u64) -> Vec<u8>,
 ) -> Result<(), String> {
     let mut unacked = FuturesUnordered::new();
-    for number in 0..events {
-        let ack = js.publish(subject.to_owned(), event(number).into()).await.map_err(|e| e.to_string())?;
+    for number in 1..=events {
+        let body = event(number).into();
+        if number % ACKED != 0 && number != events {
+            js.client().publish(subject.to_owned(), body).await.map_err(|e| e.to_string())?;
+            continue;
+        }
+        let ack = js.publish(subject.to_owned(), body).await.map_err(|e| e.to_string())?;
         unacked.push(ack.into_future());
-        while unacked.len() >= UNACKED
+        while unacked.len() as u64 >= UNACKED / ACKED
             && let Some(ack) = unacked.next().await
         {
             ack.map_err(|e| e.to_string())?;

@@ -213,7 +213,7 @@ async fn wait_until_up(
         }
         let probe = connect::connect(address.as_str(), names::AGENT_USER, passwords.agent.expose(), "probe");
         let up = match tokio::time::timeout(Duration::from_secs(2), probe).await {
-            Ok(Ok(client)) => async_nats::jetstream::new(client).query_account().await.is_ok(),
+            Ok(Ok(client)) => jetstream_answers(client).await,
             _ => false,
         };
         if up {
@@ -227,6 +227,21 @@ async fn wait_until_up(
             )));
         }
         tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+}
+
+/// Whether JetStream is there: it answers that it has no such stream. (The account's figures would say
+/// the same, but the client cannot read what servers before 2.10 tell of them.)
+async fn jetstream_answers(client: async_nats::Client) -> bool {
+    use async_nats::jetstream::{self, context::GetStreamErrorKind::JetStream};
+
+    let mut js = jetstream::new(client);
+    js.set_timeout(Duration::from_secs(2));
+    match js.get_stream("LUCENT_PROBE").await {
+        Ok(_) => true,
+        Err(error) => {
+            matches!(error.kind(), JetStream(said) if said.error_code() == jetstream::ErrorCode::STREAM_NOT_FOUND)
+        }
     }
 }
 

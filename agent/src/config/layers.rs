@@ -16,7 +16,7 @@ use super::{
 /// Variables that begin with `LUCENT_` and are no configuration: the name of the file, what runners give to
 /// their tasks (an agent may be started by a task), and what `scripts/setup env` and the tests put into the
 /// environment of everything they start.
-const NOT_SETTINGS: [&str; 8] = [
+const NOT_SETTINGS: [&str; 9] = [
     "LUCENT_CONFIG",
     "LUCENT_TASK_ID",
     "LUCENT_EPOCH",
@@ -24,6 +24,7 @@ const NOT_SETTINGS: [&str; 8] = [
     "LUCENT_CACHE",
     "LUCENT_NATS_SERVER_OLD",
     "LUCENT_TEST_PYTHON",
+    "LUCENT_TEST_SEED",
     "LUCENT_AGENT",
 ];
 /// The shorter name of `LUCENT_NATS__SERVER`, which wins if both are set.

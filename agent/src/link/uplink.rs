@@ -29,6 +29,7 @@ use uuid::Uuid;
 
 use super::{HIERARCHY, bindings::Bindings, header, wire};
 use crate::{
+    broker::streams,
     clock::{self, Monotonic},
     dead_letters::{DeadLetter, DeadLetters},
     metrics::{Metrics, Reason, Watermark},
@@ -116,8 +117,8 @@ struct Life {
     incarnation: u64,
     /// The place after which it begins.
     start: u64,
-    /// When the stream was created, in milliseconds since 1970.
-    created: u64,
+    /// See [`streams::born`] of the stream that it is a life of.
+    born: u64,
 }
 
 enum Source {
@@ -251,7 +252,7 @@ impl Uplink {
             self.life = Life {
                 incarnation: clock::wall().0.max(self.life.incarnation + 1),
                 start: last,
-                created: self.life.created,
+                born: self.life.born,
             };
             tracing::warn!(
                 parent_has = after,
@@ -554,13 +555,13 @@ fn store_error<E: std::fmt::Display>(doing: &'static str) -> impl Fn(E) -> Uplin
 /// The store's life as it was noted, or a new one where the stream is not the one that was noted.
 async fn current_life(js: &jetstream::Context, bucket: &kv::Store) -> Result<Life, UplinkError> {
     let stream = js.get_stream(HIERARCHY).await.map_err(store_error("read"))?;
-    let created = (stream.cached_info().created.unix_timestamp_nanos() / 1_000_000) as u64;
+    let born = streams::born(stream.cached_info());
     let noted = bucket.get(LIFE).await.map_err(store_error("read"))?;
     let noted: Option<Life> = noted.and_then(|text| serde_json::from_slice(&text).ok());
     match noted {
-        Some(life) if life.created == created => Ok(life),
+        Some(life) if life.born == born => Ok(life),
         _ => {
-            let life = Life { incarnation: created, start: 0, created };
+            let life = Life { incarnation: born, start: 0, born };
             keep_life(bucket, &life).await?;
             Ok(life)
         }

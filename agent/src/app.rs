@@ -124,12 +124,17 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(machine)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(machine)?;
 
-    let starting = Agent::start(config);
-    tokio::pin!(starting);
-    let mut agent = tokio::select! {
-        agent = &mut starting => agent?,
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+    let _lock = lock_state(&config)?;
+    let nats_dir = config.state_dir.join("nats");
+    let started = tokio::select! {
+        agent = Agent::start(config) => Some(agent?),
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+    };
+    let Some(mut agent) = started else {
+        // Whoever stops an agent means its server, too: the one of an agent that was killed before.
+        server::stop_left_behind(&nats_dir).await;
+        return Ok(());
     };
     let ended = tokio::select! {
         end = agent.tasks.first_failure() => Err(end.into()),
@@ -146,8 +151,6 @@ struct Agent {
     server: Option<Server>,
     clients: Vec<Client>,
     address_file: PathBuf,
-    /// Held as long as the agent runs.
-    _lock: Flock<File>,
 }
 
 /// The agent's ways into its server.
@@ -162,7 +165,6 @@ impl Agent {
     /// before this agent's own store is there.
     async fn start(config: Config) -> Result<Agent, AppError> {
         let started = Instant::now();
-        let lock = lock_state(&config)?;
         let svid = Svid::load(&config.identity, &config.spiffe_id(), clock::wall())?;
         let signer = Arc::new(make_signer(&svid)?);
         let metrics = Metrics::new();
@@ -317,7 +319,7 @@ impl Agent {
         tasks.spawn("http", http::run(listener, Arc::new(facts), token));
         let clients =
             [Some(connections.mesh), connections.up, connections.down].into_iter().flatten().collect();
-        Ok(Agent { tasks, server, clients, address_file, _lock: lock })
+        Ok(Agent { tasks, server, clients, address_file })
     }
 
     /// First whoever makes messages, then the connections, so that what was said is also sent, the server
@@ -335,6 +337,7 @@ impl Agent {
     }
 }
 
+/// To be held as long as the agent runs.
 fn lock_state(config: &Config) -> Result<Flock<File>, AppError> {
     let path = config.state_dir.clone();
     let unusable = |error: std::io::Error| AppError::State { path: path.clone(), reason: error.to_string() };

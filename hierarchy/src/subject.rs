@@ -65,6 +65,14 @@ impl Speaker {
         tokens.all(|t| !t.is_empty() && t != "*" && t != ">").then_some(speaker)
     }
 
+    /// The level that it speaks at.
+    pub fn level(&self) -> Level {
+        match self {
+            Speaker::Global => Level::Global,
+            Speaker::Agent(level, _) => *level,
+        }
+    }
+
     /// This speaker's subject with further tokens behind it.
     pub fn with_tail(&self, tail: &str) -> String {
         format!("{self}.{tail}")
@@ -73,7 +81,14 @@ impl Speaker {
     /// The tokens of `subject` behind this speaker's own: `Some("")` for the bare subject, `None`
     /// where another speaks.
     pub fn tail_of<'a>(&self, subject: &'a str) -> Option<&'a str> {
-        let rest = subject.strip_prefix(self.to_string().as_str())?;
+        // Asked for every event: no text is built to compare with.
+        let rest = subject.strip_prefix("lucent.hierarchy.")?;
+        let rest = match self {
+            Speaker::Global => rest.strip_prefix(Level::Global.as_str())?,
+            Speaker::Agent(level, id) => {
+                rest.strip_prefix(level.as_str())?.strip_prefix('.')?.strip_prefix(id.as_str())?
+            }
+        };
         if rest.is_empty() { Some(rest) } else { rest.strip_prefix('.') }
     }
 }

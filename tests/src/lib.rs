@@ -7,6 +7,7 @@
 pub mod eventually;
 pub mod forge;
 pub mod leaf;
+pub mod letters;
 pub mod mesh;
 pub mod observer;
 pub mod processes;

@@ -1,17 +1,22 @@
 //! A mesh of real processes in a temporary directory.
 
 use std::{
+    net::SocketAddr,
     ops::{Deref, DerefMut},
-    path::Path as FilePath,
+    path::{Path as FilePath, PathBuf},
     time::Duration,
 };
 
-use agent::dev::{
-    fleet::{Fleet, FleetError, log_file},
-    plan::Plan,
+use agent::{
+    broker::server,
+    dev::{
+        fleet::{Fleet, FleetError, log_file},
+        plan::Plan,
+    },
 };
-use async_nats::Client;
+use async_nats::{Client, ConnectOptions};
 use hierarchy::Path;
+use nats_config::names;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use tokio::time::Instant;
@@ -34,6 +39,21 @@ pub fn path(text: &str) -> Path {
     text.parse().expect("tests write well formed paths")
 }
 
+/// Directories, identities and configuration files of agents at these paths, none of which runs yet.
+pub fn lay_out(dir: &FilePath, paths: &[&str], mut extra: impl FnMut(&Path, &mut String)) -> Plan {
+    let paths: Vec<Path> = paths.iter().map(|text| path(text)).collect();
+    let server = format!("[nats]\nserver = {:?}\n", program::nats_server());
+    let any_port = || SocketAddr::from(([127, 0, 0, 1], 0));
+    let planned = Plan::lay_out(dir, &paths, |path, config| {
+        *config = config.replace("[nats]\n", &server);
+        // Applications must find their server again after a restart.
+        let port = agent::broker::claim("nats.listen", any_port()).expect("there are free ports");
+        *config = config.replacen("listen = \"127.0.0.1:0\"", &format!("listen = \"{port}\""), 1);
+        extra(path, config);
+    });
+    planned.unwrap_or_else(|error| panic!("{error}"))
+}
+
 impl Mesh {
     /// Starts agents at these paths, with all their parents among them.
     pub async fn start(paths: &[&str]) -> Mesh {
@@ -42,11 +62,19 @@ impl Mesh {
 
     /// As [`Mesh::start`]; `extra` may change an agent's configuration file.
     pub async fn start_with(paths: &[&str], extra: impl FnMut(&Path, &mut String)) -> Mesh {
+        Mesh::start_program(program::agent(), paths, extra).await
+    }
+
+    /// As [`Mesh::start_with`], with another program that behaves as `agent` does.
+    pub async fn start_program(
+        program: PathBuf,
+        paths: &[&str],
+        extra: impl FnMut(&Path, &mut String),
+    ) -> Mesh {
         let turn = Turn::take().await;
         let dir = tempfile::tempdir().expect("there is room for temporary files");
-        let paths: Vec<Path> = paths.iter().map(|text| path(text)).collect();
-        let plan = Plan::lay_out(dir.path(), &paths, extra).unwrap_or_else(|error| panic!("{error}"));
-        let started = Fleet::start_with(program::agent(), plan, |_| {}).await;
+        let plan = lay_out(dir.path(), paths, extra);
+        let started = Fleet::start_with(program, plan, |_| {}).await;
         let fleet = started.unwrap_or_else(|error| panic!("{error}"));
         Mesh { fleet, dir, _turn: turn }
     }
@@ -64,6 +92,22 @@ impl Mesh {
     /// A connection with the agent's own rights.
     pub async fn agents_client(&self, at: &str) -> Client {
         self.fleet.connect_as_agent(&path(at)).await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// A connection as one of the agent's own users: `up`, `down` or `sys`.
+    pub async fn client_as(&self, at: &str, user: &str) -> Client {
+        let at = path(at);
+        let passwords =
+            server::passwords(&self.fleet.agent(&at).state.join("nats")).expect("the agent has run");
+        let password = match user {
+            names::UP_USER => passwords.up,
+            names::DOWN_USER => passwords.down,
+            names::SYS_USER => passwords.sys,
+            other => panic!("no such user: {other}"),
+        };
+        let address = self.fleet.addresses(&at).expect("the agent runs").nats;
+        let options = ConnectOptions::with_user_and_password(user.to_owned(), password.expose().to_owned());
+        options.connect(address).await.expect("the agent's server takes the agent's users")
     }
 
     /// Starts an agent that does not run and waits until it is linked to its parent.

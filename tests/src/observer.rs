@@ -86,6 +86,12 @@ struct Numbered {
     number: u64,
 }
 
+impl Arrived {
+    fn numbered(&self) -> Numbered {
+        serde_json::from_slice(&self.data).expect("numbered events are JSON")
+    }
+}
+
 impl Observer {
     /// Reads global's stream from its beginning.
     pub async fn start(mesh: &Mesh) -> Observer {
@@ -155,6 +161,12 @@ impl Seen {
         all.iter().filter(|event| !event.subject.contains(".agent.")).collect()
     }
 
+    /// The numbers of a publisher's events, in the order in which they arrived.
+    pub fn numbers(&self, origin: &str) -> Vec<u64> {
+        let numbered = self.of(origin).into_iter().filter(|event| event.subject.ends_with(NUMBERED));
+        numbered.map(|event| event.numbered().number).collect()
+    }
+
     /// Holds what has arrived from a publisher against its ledger.
     pub fn faults(&self, origin: &Path, ledger: &Ledger) -> Faults {
         let mut faults = Faults::default();
@@ -173,7 +185,7 @@ impl Seen {
 
         let mut arrived: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
         for event in events.iter().filter(|event| event.subject.ends_with(NUMBERED)) {
-            let numbered: Numbered = serde_json::from_slice(&event.data).expect("numbered events are JSON");
+            let numbered = event.numbered();
             assert_eq!(numbered.origin, *origin, "an event of another origin: {event:?}");
             arrived.entry(numbered.number).or_default().push(event.seq);
         }

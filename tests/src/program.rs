@@ -24,6 +24,25 @@ pub fn agent() -> PathBuf {
     built
 }
 
+/// The nats-server that the meshes run on: `LUCENT_NATS_SERVER`, or what `scripts/setup env` finds. Never just
+/// any from PATH, which may be an old one.
+pub fn nats_server() -> PathBuf {
+    from_setup("LUCENT_NATS_SERVER")
+        .unwrap_or_else(|| panic!("no nats-server is found: run scripts/setup test"))
+}
+
+/// A variable from the environment, or as `scripts/setup env` would set it.
+pub fn from_setup(name: &str) -> Option<PathBuf> {
+    if let Some(given) = std::env::var_os(name).filter(|given| !given.is_empty()) {
+        return Some(given.into());
+    }
+    let setup = source_file("../scripts/setup");
+    let script = format!("eval \"$('{}' env)\"; printf %s \"${{{name}:-}}\"", setup.display());
+    let output = std::process::Command::new("bash").args(["-c", &script]).output().ok()?;
+    let found = String::from_utf8(output.stdout).ok().filter(|found| !found.is_empty());
+    found.map(PathBuf::from)
+}
+
 /// How a run of a program ended and what it said.
 #[derive(Debug)]
 pub struct Ended {
@@ -70,19 +89,11 @@ pub async fn run(command: &mut Command, patience: Duration) -> Ended {
 
 /// A Python with `nats-py`, or `None` with the reason printed: for tests that must then be skipped.
 pub fn python() -> Option<PathBuf> {
-    let python = std::env::var_os("LUCENT_TEST_PYTHON").map(PathBuf::from);
-    let Some(python) = python else {
-        println!(
-            "skipped: LUCENT_TEST_PYTHON is not set; scripts/setup test, then eval \"$(scripts/setup env)\""
-        );
-        return None;
-    };
-    let has_client = std::process::Command::new(&python).args(["-c", "import nats"]).output();
-    if !has_client.is_ok_and(|output| output.status.success()) {
-        println!("skipped: {} has no nats-py", python.display());
-        return None;
+    let python = from_setup("LUCENT_TEST_PYTHON");
+    if python.is_none() {
+        println!("skipped: there is no Python with nats-py; scripts/setup test says why");
     }
-    Some(python)
+    python
 }
 
 /// A file of this crate.

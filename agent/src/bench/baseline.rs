@@ -136,11 +136,10 @@ async fn start_server(
         .map_err(|e| e.to_string())?;
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        if let Ok(client) = async_nats::connect(listen.to_string()).await {
-            let js = jetstream::new(client);
-            if js.query_account().await.is_ok() {
-                return Ok((child, js, leaf));
-            }
+        if let Ok(client) = async_nats::connect(listen.to_string()).await
+            && broker::server::jetstream_answers(client.clone()).await
+        {
+            return Ok((child, jetstream::new(client), leaf));
         }
         if Instant::now() > deadline {
             return Err("a server of the baseline does not come up".into());

@@ -86,13 +86,33 @@ pub enum BrokerError {
     },
 }
 
+/// Where free ports are looked for: below those that the system gives to outgoing connections, which
+/// could otherwise take a port between its being chosen and its being used.
+const FREE_PORTS: std::ops::Range<u16> = 16_000..32_000;
+
 /// The address with a free port in place of 0. An address in use is named with its key.
 pub fn claim(key: &'static str, address: SocketAddr) -> Result<SocketAddr, BrokerError> {
-    let listener = TcpListener::bind(address).map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => BrokerError::PortInUse { key, address },
-        _ => BrokerError::BadAddress { key, address, reason: error.to_string() },
-    })?;
-    listener.local_addr().map_err(|error| BrokerError::BadAddress { key, address, reason: error.to_string() })
+    let listen = |address: SocketAddr| {
+        TcpListener::bind(address).map(|_| address).map_err(|error| match error.kind() {
+            std::io::ErrorKind::AddrInUse => BrokerError::PortInUse { key, address },
+            _ => BrokerError::BadAddress { key, address, reason: error.to_string() },
+        })
+    };
+    if address.port() != 0 {
+        return listen(address);
+    }
+    let mut tried = listen(SocketAddr::new(address.ip(), random_port()));
+    for _ in 0..64 {
+        if matches!(tried, Err(BrokerError::PortInUse { .. })) {
+            tried = listen(SocketAddr::new(address.ip(), random_port()));
+        }
+    }
+    tried
+}
+
+fn random_port() -> u16 {
+    let span = u128::from(FREE_PORTS.end - FREE_PORTS.start);
+    FREE_PORTS.start + (uuid::Uuid::new_v4().as_u128() % span) as u16
 }
 
 /// How a program on this machine reaches a listener on `address`.

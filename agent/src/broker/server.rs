@@ -195,6 +195,8 @@ fn spawn(binary: &Binary, files: &Files) -> Result<Child, BrokerError> {
         .stderr(Stdio::null())
         // Ctrl-C at a terminal reaches the whole group; the order of shutdown is the agent's to choose.
         .process_group(0)
+        // Where a start is given up half-way, by an error or a signal, the server goes with it.
+        .kill_on_drop(true)
         .spawn()
         .map_err(|error| BrokerError::NotUp(error.to_string()))
 }
@@ -232,7 +234,7 @@ async fn wait_until_up(
 
 /// Whether JetStream is there: it answers that it has no such stream. (The account's figures would say
 /// the same, but the client cannot read what servers before 2.10 tell of them.)
-async fn jetstream_answers(client: async_nats::Client) -> bool {
+pub async fn jetstream_answers(client: async_nats::Client) -> bool {
     use async_nats::jetstream::{self, context::GetStreamErrorKind::JetStream};
 
     let mut js = jetstream::new(client);
@@ -327,6 +329,13 @@ async fn stop_process(mut process: Process) {
 /// The server that runs with the files in `dir`, if one does.
 pub fn left_behind(dir: &Path) -> Option<Pid> {
     left_running(&Files::within(dir))
+}
+
+/// Stops the server that runs with the files in `dir`, if one does.
+pub async fn stop_left_behind(dir: &Path) {
+    if let Some(pid) = left_behind(dir) {
+        stop_process(Process::Adopted(pid)).await;
+    }
 }
 
 impl Files {

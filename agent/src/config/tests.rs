@@ -248,8 +248,8 @@ fn relative_paths_start_where_they_were_written() {
     let dir = layers.dir.path();
     assert_eq!(config.identity.cert, dir.join("id/a.pem"));
     assert_eq!(config.identity.bundle, dir.join("bundle.pem"));
-    assert_eq!(config.identity.key, FsPath::new("/work/b.pem"));
-    assert_eq!(config.state_dir, FsPath::new("/work/state"));
+    assert_eq!(config.identity.key, FsPath::new("/etc/lucent/b.pem"));
+    assert_eq!(config.state_dir, FsPath::new("/etc/lucent/state"));
     assert_eq!(config.nats.embedded().unwrap().server, dir.join("bin/nats"));
 }
 
@@ -282,7 +282,7 @@ fn variables_of_others_are_passed_over_and_misspelt_ones_of_ours_are_not() {
 fn a_file_that_cannot_be_read_or_parsed_is_one_line() {
     let missing = Input { file: Some("no.toml".into()), working_dir: "/work".into(), ..Input::default() };
     let error = load(missing).unwrap_err().to_string();
-    assert!(error.starts_with("/work/no.toml: cannot be read (No such file"), "{error}");
+    assert!(error.starts_with("/etc/lucent/no.toml: cannot be read (No such file"), "{error}");
     let errors = Layers::file("level = \"node\"\nlevel = \"site\"").env("LUCENT_X", "1").load().unwrap_err();
     assert!(errors[0].starts_with("FILE: is not TOML:") && errors[0].contains("line 2"), "{errors:?}");
     assert!(errors[1].starts_with("x = "), "{errors:?}");

@@ -191,7 +191,8 @@ impl Home {
         self.parts.records.update(&record, revision).await
     }
 
-    /// Tells the result where the submitter waits. The record holds it for who comes later.
+    /// Tells the result where the submitter waits. The event stream holds the node's own report for who
+    /// comes later.
     async fn answer(&self, spec: &TaskSpec, said: serde_json::Value, report: &TaskReport) {
         let mut payload = json!({
             "taskId": spec.id,

@@ -6,6 +6,7 @@ use async_nats::jetstream::Message;
 use coordinator::dispatch::{Attempt, DispatchOutput, Dispatcher, MAX_HELD};
 use hierarchy::{
     Path, Refusal,
+    envelope::MAX_EVENT_BYTES,
     link::{ChildMessage, ParentMessage},
     task::TaskSpec,
 };
@@ -118,6 +119,9 @@ impl Hub {
     async fn accept_submission(&mut self, message: &Message) -> Result<TaskSpec, (Refusal, String)> {
         if self.parts.to_parent.is_some() {
             return Err((Refusal::NotPermitted, "tasks are submitted at global in this version".into()));
+        }
+        if message.payload.len() > MAX_EVENT_BYTES {
+            return Err((Refusal::Oversized, "larger than 1 MiB, so no hand-off could carry it".into()));
         }
         let place = message.info().map_or(0, |info| info.stream_sequence);
         let fallback = format!("task-{}-{place}", self.parts.path.id());

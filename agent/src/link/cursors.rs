@@ -10,8 +10,9 @@ use async_nats::jetstream::{
 };
 use futures_util::TryStreamExt as _;
 use hierarchy::{
-    Path,
+    Level, Path,
     link::{Cursor, Record},
+    subject::Speaker,
 };
 use serde::{Deserialize, Serialize};
 
@@ -52,8 +53,14 @@ pub async fn save(bucket: &kv::Store, checkpoint: &Checkpoint) -> Result<(), Cur
 
 /// The last checkpoint, brought up to the end of the stream. Orphans, records of a store that failed
 /// half-way, are removed from the stream.
-pub async fn recover(js: &jetstream::Context, bucket: &kv::Store) -> Result<Checkpoint, CursorError> {
-    let mut checkpoint = newest(bucket).await?;
+pub async fn recover(
+    js: &jetstream::Context,
+    bucket: &kv::Store,
+    own: Level,
+) -> Result<Checkpoint, CursorError> {
+    let kept = newest(bucket).await?;
+    let is_kept = kept.is_some();
+    let mut checkpoint = kept.unwrap_or_default();
     let stream = js.get_stream(HIERARCHY).await.map_err(CursorError::on("read"))?;
     let last = stream.cached_info().state.last_sequence;
     if last <= checkpoint.stream {
@@ -78,8 +85,13 @@ pub async fn recover(js: &jetstream::Context, bucket: &kv::Store) -> Result<Chec
         let info = message.info().map_err(CursorError::on("read"))?;
         let (place, pending) = (info.stream_sequence, info.pending);
         at = place;
-        if let Some((child, record)) = link_record(message.headers.as_ref()) {
-            let cursor = checkpoint.children.entry(child.clone()).or_default();
+        // Applications may not write on the subjects of the levels below, so only there a record is the
+        // agent's own.
+        let written_here = Speaker::parse(&message.subject).is_some_and(|speaker| speaker.level() < own);
+        if let Some((child, record)) = written_here.then(|| link_record(message.headers.as_ref())).flatten() {
+            // Without a checkpoint what came before the first record is not known: it is taken as it is.
+            let unknown = if is_kept { Cursor::default() } else { Cursor::before(record) };
+            let cursor = checkpoint.children.entry(child.clone()).or_insert(unknown);
             match cursor.follow(record) {
                 Some(next) => *cursor = next,
                 None => {
@@ -98,14 +110,14 @@ pub async fn recover(js: &jetstream::Context, bucket: &kv::Store) -> Result<Chec
 
 /// The newest checkpoint that can be read. What cannot be is not the agent's: an application can have the
 /// server write an answer onto any subject, and so onto this key.
-async fn newest(bucket: &kv::Store) -> Result<Checkpoint, CursorError> {
+async fn newest(bucket: &kv::Store) -> Result<Option<Checkpoint>, CursorError> {
     let history = bucket.history(KEY).await.map_err(CursorError::on("read"))?;
     let entries: Vec<kv::Entry> = history.try_collect().await.map_err(CursorError::on("read"))?;
     let readable = entries.iter().rev().find_map(|entry| serde_json::from_slice(&entry.value).ok());
     if readable.is_none() && !entries.is_empty() {
         tracing::error!("no checkpoint of the link can be read; the whole stream is");
     }
-    Ok(readable.unwrap_or_default())
+    Ok(readable)
 }
 
 /// The child and record that this agent noted beside a batch; `None` for messages of other writers.

@@ -193,7 +193,7 @@ pub struct Downlink {
 impl Downlink {
     /// Recovers the cursors, then serves until cancelled.
     pub async fn run(parts: DownlinkParts, cancel: CancellationToken) -> Result<(), DownlinkError> {
-        let kept = cursors::recover(&parts.js, &parts.bucket).await?;
+        let kept = cursors::recover(&parts.js, &parts.bucket, parts.path.level()).await?;
         let mut inbox = parts.down.subscribe(subject::LINK_UP_ALL).await?;
         let mut downlink = Downlink {
             counted: kept.stream,
@@ -474,7 +474,8 @@ impl Downlink {
                 Err(error) => Err(error),
             };
             if fenced.is_ok()
-                && let Ok(recovered) = cursors::recover(&self.parts.js, &self.parts.bucket).await
+                && let Ok(recovered) =
+                    cursors::recover(&self.parts.js, &self.parts.bucket, self.parts.path.level()).await
             {
                 break recovered;
             }

@@ -11,7 +11,7 @@ use async_nats::{
     },
 };
 use coordinator::policy::{Decision, DropReason, Policy};
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use hierarchy::{
     Digest, Identity, Path, Refusal,
     envelope::{Draft, MAX_EVENT_BYTES},
@@ -37,6 +37,8 @@ use crate::{
 
 /// How long a broken reader of the store waits before it is made anew.
 const READER_RETRY: Duration = Duration::from_millis(200);
+/// Messages read from the store in one go.
+const AT_ONCE: usize = 64;
 /// With so many frames under way the parent is busy.
 const BUSY: usize = 2;
 /// How much longer a batch may fill while the parent is busy.
@@ -121,6 +123,9 @@ struct Life {
     born: u64,
 }
 
+/// What reading the store brings.
+type Stored = Option<Result<jetstream::Message, pull::OrderedError>>;
+
 enum Source {
     /// The parent has not said where to begin.
     Idle,
@@ -179,7 +184,7 @@ impl Uplink {
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 message = inbox.next() => self.on_parent(message.ok_or(UplinkError::Closed)?).await,
-                stored = self.source.next(), if self.machine.wants_more() => self.on_stored(stored).await,
+                stored = self.source.next(), if self.machine.wants_more() => self.on_stored_run(stored),
                 Some(order) = self.parts.orders.recv(), if self.machine.is_open() => {
                     self.send(&order, &[]).await;
                 }
@@ -212,6 +217,11 @@ impl Uplink {
     async fn perform(&mut self, output: ChildOutput) -> Result<(), UplinkError> {
         match output {
             ChildOutput::Greet { session } => {
+                // While nothing is read, the end of the store is asked for: people want to see it grow.
+                if let Ok(stream) = self.parts.js.get_stream(HIERARCHY).await {
+                    self.end = self.end.max(stream.cached_info().state.last_sequence);
+                    self.publish_state();
+                }
                 let Life { incarnation, start, .. } = self.life;
                 let version = crate::VERSION.to_owned();
                 self.send(&ChildMessage::Hello { session, incarnation, start, last: self.end, version }, &[])
@@ -285,7 +295,21 @@ impl Uplink {
         };
     }
 
-    async fn on_stored(&mut self, stored: Option<Result<jetstream::Message, pull::OrderedError>>) {
+    /// One message of the store, and those that are at hand behind it.
+    fn on_stored_run(&mut self, first: Stored) {
+        self.on_stored(first);
+        for _ in 1..AT_ONCE {
+            if !self.machine.wants_more() || self.machine.is_ready() {
+                return;
+            }
+            match self.source.next().now_or_never() {
+                Some(stored) => self.on_stored(stored),
+                None => return,
+            }
+        }
+    }
+
+    fn on_stored(&mut self, stored: Stored) {
         let message = match stored {
             Some(Ok(message)) => message,
             other => {
@@ -498,7 +522,7 @@ impl Uplink {
 }
 
 impl Source {
-    async fn next(&mut self) -> Option<Result<jetstream::Message, pull::OrderedError>> {
+    async fn next(&mut self) -> Stored {
         match self {
             Source::Reading(messages) => messages.next().await,
             Source::Idle | Source::Broken(_) => std::future::pending().await,

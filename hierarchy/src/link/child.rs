@@ -131,6 +131,14 @@ impl Child {
         matches!(self.state, State::Open { .. })
     }
 
+    /// Whether something could be sent at once.
+    pub fn is_ready(&self) -> bool {
+        match &self.state {
+            State::Greeting { .. } => false,
+            State::Open { flights, queue, .. } => !queue.is_empty() && flights.len() < self.limits.frames,
+        }
+    }
+
     /// How many frames are sent and not acknowledged.
     pub fn under_way(&self) -> usize {
         match &self.state {

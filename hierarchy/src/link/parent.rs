@@ -86,6 +86,12 @@ pub struct Record {
 }
 
 impl Cursor {
+    /// The cursor that this record follows.
+    pub fn before(record: Record) -> Cursor {
+        let Record { incarnation, start, previous, .. } = record;
+        Cursor { incarnation, start, last: previous, stored: previous }
+    }
+
     /// Follows a record found in the store behind this cursor: the cursor after it, `None` for an
     /// orphan.
     pub fn follow(self, record: Record) -> Option<Cursor> {

@@ -465,6 +465,10 @@ fn server_options(config: &Config, binary: &Binary) -> Result<ServerOptions, App
         ports.fill("nats.listen", embedded.listen)?,
         server::passwords(&dir)?,
     );
+    if let Some(password) = &embedded.local_password {
+        let password = nats_config::Password::new(password.expose());
+        options.local_password = Some(password.map_err(|error| AppError::Config(error.to_string()))?);
+    }
     options.monitor_listen = Some(ports.fill("nats.monitor", embedded.monitor)?);
     options.max_memory_store = embedded.max_memory;
     options.max_file_store = embedded.max_file;

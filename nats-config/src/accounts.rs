@@ -23,7 +23,7 @@ pub(crate) fn write(w: &mut Writer, options: &ServerOptions) {
             w.plain("jetstream", "enabled");
             w.list("users", |w| {
                 user(w, AGENT_USER, &passwords.agent, None);
-                local_user(w, &options.path);
+                local_user(w, options);
             });
         });
         w.note("The link to the parent. It stores nothing: an acknowledgement that strays in reaches nothing.");
@@ -45,8 +45,10 @@ pub(crate) fn write(w: &mut Writer, options: &ServerOptions) {
         });
     });
     w.text("system_account", SYS);
-    w.note("Whoever connects to the client port without credentials, which only this machine can.");
-    w.text("no_auth_user", LOCAL_USER);
+    if options.local_password.is_none() {
+        w.note("Whoever connects to the client port without credentials, which only this machine can.");
+        w.text("no_auth_user", LOCAL_USER);
+    }
 }
 
 fn user(w: &mut Writer, name: &str, password: &Password, limits: Option<&Permissions>) {
@@ -60,11 +62,14 @@ fn user(w: &mut Writer, name: &str, password: &Password, limits: Option<&Permiss
     });
 }
 
-fn local_user(w: &mut Writer, path: &Path) {
+fn local_user(w: &mut Writer, options: &ServerOptions) {
     w.item(|w| {
         w.text("user", LOCAL_USER);
+        if let Some(password) = &options.local_password {
+            w.text("password", password.expose());
+        }
         w.texts("allowed_connection_types", &CLIENTS);
-        write_permissions(w, &permissions::local(path));
+        write_permissions(w, &permissions::local(&options.path));
     });
 }
 

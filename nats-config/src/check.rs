@@ -15,10 +15,12 @@ impl ServerOptions {
     /// The first thing that is wrong with these options, if any. Rendering checks by itself.
     pub fn check(&self) -> Result<(), RenderError> {
         trust_domain(&self.trust_domain)?;
-        for (key, address) in
-            [("client_listen", Some(self.client_listen)), ("monitor_listen", self.monitor_listen)]
-        {
-            address.map_or(Ok(()), |address| private_listener(key, address))?;
+        match self.local_password {
+            Some(_) => port("client_listen", self.client_listen)?,
+            None => private_listener("client_listen", self.client_listen)?,
+        }
+        if let Some(monitor) = self.monitor_listen {
+            private_listener("monitor_listen", monitor)?;
         }
         self.check_bounds()?;
         if let Some(listen) = &self.leaf_listen {

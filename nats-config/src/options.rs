@@ -20,8 +20,10 @@ pub struct ServerOptions {
     pub store_dir: PathBuf,
     /// Where the server writes its process id.
     pub pid_file: Option<PathBuf>,
-    /// Where applications and the agent connect: a loopback address.
+    /// Where applications and the agent connect: a loopback address, unless applications need a password.
     pub client_listen: SocketAddr,
+    /// The password of local applications; `None` lets every program on this machine connect.
+    pub local_password: Option<Password>,
     /// Where the server answers HTTP on its own state: a loopback address.
     pub monitor_listen: Option<SocketAddr>,
     /// Bytes that JetStream may hold in memory; 0 for none.
@@ -134,6 +136,7 @@ impl ServerOptions {
             store_dir: store_dir.into(),
             pid_file: None,
             client_listen,
+            local_password: None,
             monitor_listen: None,
             max_memory_store: 64 << 20,
             max_file_store: if level == Level::Node { 1 << 30 } else { 8 << 30 },

@@ -57,8 +57,17 @@ impl Leaf {
         stream.flush()?;
         stream.sock.set_read_timeout(Some(LOOK))?;
         let mut leaf = Leaf { stream: BufReader::new(stream), line: Vec::new() };
-        let connect =
-            json!({ "version": "2.14.5", "name": name, "server_id": name, "headers": true, "proto": 1 });
+        // As the agents' own servers write it: each is a cluster of its own and binds its account UP.
+        let connect = json!({
+            "version": "2.14.5",
+            "name": name,
+            "server_id": name,
+            "cluster": name,
+            "domain": name,
+            "headers": true,
+            "protocol": 1,
+            "remote_account": "UP",
+        });
         leaf.send(format!("CONNECT {connect}\r\nPING\r\n").as_bytes())?;
         Ok(leaf)
     }

@@ -6,6 +6,7 @@
 
 pub mod eventually;
 pub mod forge;
+mod guardian;
 pub mod leaf;
 pub mod letters;
 pub mod mesh;

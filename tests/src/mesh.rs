@@ -21,7 +21,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use crate::{processes, program, scrape, turn::Turn};
+use crate::{guardian::Guardian, processes, program, scrape, turn::Turn};
 
 /// How long an agent may take to come up again and link to its parent.
 pub const LINKED_WITHIN: Duration = Duration::from_secs(60);
@@ -30,6 +30,7 @@ pub const LINKED_WITHIN: Duration = Duration::from_secs(60);
 pub struct Mesh {
     fleet: Fleet,
     // Fields are dropped in this order: processes first, then their files, then the place.
+    _guardian: Guardian,
     dir: TempDir,
     _turn: Turn,
 }
@@ -73,10 +74,11 @@ impl Mesh {
     ) -> Mesh {
         let turn = Turn::take().await;
         let dir = tempfile::tempdir().expect("there is room for temporary files");
+        let guardian = Guardian::over(dir.path());
         let plan = lay_out(dir.path(), paths, extra);
         let started = Fleet::start_with(program, plan, |_| {}).await;
         let fleet = started.unwrap_or_else(|error| panic!("{error}"));
-        Mesh { fleet, dir, _turn: turn }
+        Mesh { fleet, _guardian: guardian, dir, _turn: turn }
     }
 
     /// Where all its files are.

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use agent::dev::identities::{DevAuthority, IssuedSvid};
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tests::{
     Mesh, Observer, Publisher, eventually,
     eventually::when,
@@ -89,7 +89,7 @@ async fn a_leaf_with_a_certificate_of_a_foreign_authority_is_refused_and_the_par
         assert_eq!(said.last(), Some(&Said::Closed), "{said:?}");
         assert!(!said.iter().any(|said| matches!(said, Said::Interest(_) | Said::Message(..))), "{said:?}");
     }
-    scene.ends_well("a child is refused: its certificate does not chain to this agent's trust bundle").await;
+    scene.ends_well("the other side's certificate does not chain to this agent's trust bundle").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -197,23 +197,58 @@ async fn a_server_under_a_siblings_certificate_cannot_speak_for_another_node() {
     server.arg("--config").arg(dir.join("server.conf")).arg("--log").arg(dir.join("log")).kill_on_drop(true);
     let _server = server.spawn().unwrap();
     let client = eventually!(SOON, async_nats::connect(port.to_string()).await);
-    let log = || std::fs::read_to_string(dir.join("log")).unwrap_or_default();
-    eventually!(SOON, when(log().contains("Leafnode connection created"), log()));
-
-    for number in 0..20 {
+    // What is sent before the leaf connection stands goes nowhere.
+    let mut own_is_heard = async || {
         client.publish("lucent.link.up.node.n1", "forged".into()).await.unwrap();
-        client.publish("lucent.link.up.node.n2", format!("its own {number}").into()).await.unwrap();
+        client.publish("lucent.link.up.node.n2", "its own".into()).await.unwrap();
+        client.flush().await.unwrap();
+        let mut own = false;
+        while let Some(Some(message)) = heard.next().now_or_never() {
+            assert_ne!(message.payload, "forged", "a forged word was delivered");
+            own |= message.payload == "its own";
+        }
+        own
+    };
+    eventually!(SOON, when(own_is_heard().await, ()));
+    for _ in 0..20 {
+        tokio::time::sleep(tests::eventually::LOOK_EVERY).await;
+        own_is_heard().await;
     }
-    client.flush().await.unwrap();
-    let mut bodies = Vec::new();
-    while !bodies.contains(&"its own 19".into()) {
-        let message =
-            tokio::time::timeout(SOON, heard.next()).await.expect("its own words are heard").unwrap();
-        bodies.push(message.payload);
-    }
-    assert!(!bodies.contains(&"forged".into()), "a forged word was delivered");
     let refused = scene.mesh.numbers("s1/c1").await.refused("malformed");
     assert!(refused > 0, "and what it says as itself is not signed: refused");
     let (n1, n2) = (scene.n1.stop().await, scene.n2.stop().await);
     scene.observer.expect_all([(&path("s1/c1/n1"), &n1), (&path("s1/c1/n2"), &n2)], SOON).await;
+}
+
+/// Claims three times, as the child n1, to be the server of n2.
+async fn claim_the_siblings_name(scene: &Scene) {
+    for _ in 0..3 {
+        let svid = scene.svid("s1/c1/n1");
+        let said = scene.leaf(svid, "node:s1:c1:n2", |leaf| leaf.unwrap().listen(Duration::from_secs(2))).await;
+        assert!(!said.iter().any(|said| matches!(said, Said::Message(subject, _) if subject.ends_with("n2"))), "{said:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_child_that_claims_its_siblings_server_name_costs_it_no_event_and_the_parent_says_so_once() {
+    let scene = Scene::set().await;
+    claim_the_siblings_name(&scene).await;
+    let (n1, n2) = (scene.n1.stop().await, scene.n2.stop().await);
+    assert!(n2.acked.len() > 500, "the sibling went on working: {}", n2.acked.len());
+    let patience = Duration::from_secs(60);
+    scene.observer.expect_all([(&path("s1/c1/n1"), &n1), (&path("s1/c1/n2"), &n2)], patience).await;
+    let log = scene.mesh.log("s1/c1");
+    let said = log.lines().filter(|line| line.contains("ERROR") && line.contains("claims the same server name"));
+    assert_eq!(said.count(), 1, "{log}");
+}
+
+/// nats-server takes the newer of two leaf connections of one account that claim one name.
+#[ignore = "needs an account for each child, or an auth callout that compares the name with the certificate"]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_child_that_claims_its_siblings_server_name_does_not_evict_it() {
+    let scene = Scene::set().await;
+    claim_the_siblings_name(&scene).await;
+    let state = &scene.mesh.agent(&path("s1/c1")).state;
+    let server = std::fs::read_to_string(state.join("nats/nats-server.log")).unwrap();
+    assert!(!server.contains("Duplicate Remote LeafNode Connection"), "{server}");
 }

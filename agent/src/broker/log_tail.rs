@@ -115,6 +115,9 @@ fn meaning(line: &str) -> Option<&'static str> {
         () if has("Publish Violation") || has("Subscription Violation") => {
             Some("a leaf link was used to speak or listen on another's subject; it is refused")
         }
+        () if has("Duplicate Remote LeafNode Connection") => Some(
+            "a child's link was replaced by one that claims the same server name; where it happens again and again, another child claims to be it",
+        ),
         () if has("connection closed: Read Error") => Some(
             "the other side closed a leaf link; where it happens again and again, its log says why (often a certificate that it does not trust)",
         ),

@@ -98,7 +98,14 @@ fn nats(r: &mut Reader, level: Option<Level>) -> Option<Nats> {
         "external" => {
             let problem = "is for nats.mode = \"embedded\": set the mode, or remove the key";
             // Not nats.server: a machine may name the program for all its agents in the environment.
-            for key in ["nats.listen", "nats.monitor", "nats.max_memory", "nats.max_file", "nats.sync"] {
+            for key in [
+                "nats.listen",
+                "nats.local_password",
+                "nats.monitor",
+                "nats.max_memory",
+                "nats.max_file",
+                "nats.sync",
+            ] {
                 r.refuse_all(key, &Problem::Contradiction(problem.to_owned()));
             }
             external(r, level).map(Nats::External)
@@ -113,7 +120,20 @@ fn nats(r: &mut Reader, level: Option<Level>) -> Option<Nats> {
 
 fn embedded(r: &mut Reader, level: Option<Level>) -> Option<Embedded> {
     let server = r.program("nats.server");
-    let (listen, monitor) = (r.parsed("nats.listen"), r.parsed("nats.monitor"));
+    let (listen, monitor) = (r.parsed::<SocketAddr>("nats.listen"), r.parsed::<SocketAddr>("nats.monitor"));
+    let local_password = r.text("nats.local_password");
+    if local_password.is_none() && listen.is_some_and(|listen| !listen.ip().is_loopback()) {
+        let problem = "is no loopback address: set nats.local_password as well, or listen on 127.0.0.1";
+        r.refuse("nats.listen", Problem::Contradiction(problem.to_owned()));
+    }
+    if monitor.is_some_and(|monitor| !monitor.ip().is_loopback()) {
+        let problem = "is no loopback address, and monitoring asks for no password: listen on 127.0.0.1";
+        r.refuse("nats.monitor", Problem::Contradiction(problem.to_owned()));
+    }
+    if local_password.as_ref().is_some_and(|password| nats_config::Password::new(password.as_str()).is_err())
+    {
+        r.refuse_form("nats.local_password");
+    }
     let (max_memory, max_file) = (r.size("nats.max_memory"), r.size("nats.max_file"));
     // Measured: with batches `always` costs little; where events are stored one by one it costs 30 times.
     let sync = match (r.parsed("nats.sync"), level) {
@@ -125,6 +145,7 @@ fn embedded(r: &mut Reader, level: Option<Level>) -> Option<Embedded> {
     Some(Embedded {
         server: server?,
         listen: listen?,
+        local_password: local_password.map(Secret),
         monitor: monitor?,
         max_memory: max_memory?,
         max_file: max_file?,

@@ -84,8 +84,10 @@ impl Nats {
 pub struct Embedded {
     /// The program: a bare name, to be looked up on PATH, or an absolute path.
     pub server: PathBuf,
-    /// Where local applications connect; port 0 stands for a free one.
+    /// Where local applications connect; port 0 stands for a free one. Loopback, unless there is a password.
     pub listen: SocketAddr,
+    /// The password of local applications, where they need one.
+    pub local_password: Option<Secret>,
     /// Where monitoring listens; port 0 stands for a free one.
     pub monitor: SocketAddr,
     /// Bytes for memory streams.

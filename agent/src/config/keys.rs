@@ -203,9 +203,15 @@ pub(super) static KEYS: &[Key] = &[
         "The nats-server program: a name is looked up on PATH; LUCENT_NATS_SERVER sets it too",
     ),
     key("nats.listen", LISTEN, Default("127.0.0.1:4222"), "Where local applications connect"),
+    key(
+        "nats.local_password",
+        Kind::Secret,
+        Absent("none: every program on this machine may connect", "0123456789abcdef"),
+        "Password of user `local`, 16 to 128 of A-Z a-z 0-9 _ -; needed where nats.listen is not loopback",
+    ),
     key("nats.monitor", LISTEN, Default("127.0.0.1:8222"), "Where the nats-server's monitoring page listens"),
     key("nats.max_memory", Kind::Size(MIB, TIB), Default("256MiB"), "Memory for memory streams"),
-    key("nats.max_file", Kind::Size(MIB, 1024 * TIB), Default("10GiB"), "Disk for file streams"),
+    key("nats.max_file", Kind::Size(64 * MIB, 1024 * TIB), Default("10GiB"), "Disk for file streams"),
     key(
         "nats.sync",
         Kind::Text("default, always or a duration from 1ms to 1h, such as 1s"),

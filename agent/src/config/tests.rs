@@ -15,7 +15,7 @@ impl Layers {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("agent.toml");
         std::fs::write(&file, text).unwrap();
-        Layers { dir, input: Input { file: Some(file), working_dir: "/work".into(), ..Input::default() } }
+        Layers { dir, input: Input { file: Some(file), working_dir: "/etc/lucent".into(), ..Input::default() } }
     }
 
     fn env(mut self, name: &str, value: &str) -> Layers {
@@ -93,7 +93,7 @@ fn every_mistake_of_every_layer_is_named_at_once() {
          an id has 1 to 63 of a-z, 0-9, `_` and `-`",
         "trust_domain = \"Lucent\" (FILE): must be 1 to 255 of a-z, 0-9, `.`, `-` and `_`",
         "nats.mode = \"both\" (FILE): must be embedded or external",
-        "nats.max_file = \"a lot\" (FILE): must be a size from 1MiB to 1024TiB, in bytes or with a unit such as MiB",
+        "nats.max_file = \"a lot\" (FILE): must be a size from 64MiB to 1024TiB, in bytes or with a unit such as MiB",
         "link.linger = \"5\" (FILE): must be a duration from 100us to 10s, with its unit (us, ms, s, m, h, d)",
         "link.in_flight = \"0\" (FILE): must be a whole number from 1 to 256",
         "telemetry.interval = \"0s\" (environment variable LUCENT_TELEMETRY__INTERVAL): \
@@ -111,7 +111,7 @@ fn every_mistake_of_every_layer_is_named_at_once() {
 
 #[test]
 fn what_an_agent_cannot_run_without_is_asked_for() {
-    let errors = load(Input { working_dir: "/work".into(), ..Input::default() }).unwrap_err().to_string();
+    let errors = load(Input { working_dir: "/etc/lucent".into(), ..Input::default() }).unwrap_err().to_string();
     assert_eq!(
         errors,
         "level is missing: give --level node|cluster|site|global, or level in the file, or set LUCENT_LEVEL"
@@ -280,7 +280,7 @@ fn variables_of_others_are_passed_over_and_misspelt_ones_of_ours_are_not() {
 
 #[test]
 fn a_file_that_cannot_be_read_or_parsed_is_one_line() {
-    let missing = Input { file: Some("no.toml".into()), working_dir: "/work".into(), ..Input::default() };
+    let missing = Input { file: Some("no.toml".into()), working_dir: "/etc/lucent".into(), ..Input::default() };
     let error = load(missing).unwrap_err().to_string();
     assert!(error.starts_with("/etc/lucent/no.toml: cannot be read (No such file"), "{error}");
     let errors = Layers::file("level = \"node\"\nlevel = \"site\"").env("LUCENT_X", "1").load().unwrap_err();
@@ -404,4 +404,19 @@ fn children_and_parents_are_all_different() {
     let config = Layers::file(&format!("{CLUSTER}leaf.children = [\"n1\", \"n2\"]")).load().unwrap();
     let children: Vec<_> = config.leaf.unwrap().children.iter().map(ToString::to_string).collect();
     assert_eq!(children, ["s1/c1/n1", "s1/c1/n2"]);
+}
+
+#[test]
+fn applications_beyond_this_machine_need_a_password() {
+    let flag =
+        |key: &str, value: &str| Override { flag: "--set", key: key.to_owned(), value: value.to_owned() };
+    let load_with =
+        |flags: Vec<Override>| load(Input { flags, working_dir: "/etc/lucent".into(), ..Input::default() });
+    let level = flag("level", "global");
+    let open = flag("nats.listen", "0.0.0.0:4222");
+    let errors = load_with(vec![level.clone(), open.clone()]).unwrap_err().to_string();
+    assert!(errors.contains("nats.listen") && errors.contains("nats.local_password"), "{errors}");
+    let password = flag("nats.local_password", "a-long-random-password");
+    assert!(load_with(vec![level.clone(), open.clone(), password]).is_ok());
+    assert!(load_with(vec![level, open, flag("nats.local_password", "short")]).is_err());
 }

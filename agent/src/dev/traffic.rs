@@ -12,7 +12,7 @@ use std::{
 
 use async_nats::{Client, jetstream};
 use bytes::Bytes;
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use hierarchy::{Level, Path, envelope::Parsed, subject::Speaker};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -174,6 +174,10 @@ async fn publish(
                 .await
                 .map_err(|e| e.to_string())?;
             unacked.push(ack.into_future());
+        }
+        // The receipts at hand, and beyond the bound one more for each event.
+        while let Some(Some(ack)) = unacked.next().now_or_never() {
+            ack.map_err(|e| e.to_string())?;
         }
         while unacked.len() > UNACKED
             && let Some(ack) = unacked.next().await

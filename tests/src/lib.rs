@@ -11,6 +11,7 @@ pub mod leaf;
 pub mod letters;
 pub mod mesh;
 pub mod observer;
+mod ports;
 pub mod processes;
 pub mod program;
 pub mod publisher;

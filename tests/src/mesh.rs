@@ -1,7 +1,6 @@
 //! A mesh of real processes in a temporary directory.
 
 use std::{
-    net::SocketAddr,
     ops::{Deref, DerefMut},
     path::{Path as FilePath, PathBuf},
     time::Duration,
@@ -44,12 +43,8 @@ pub fn path(text: &str) -> Path {
 pub fn lay_out(dir: &FilePath, paths: &[&str], mut extra: impl FnMut(&Path, &mut String)) -> Plan {
     let paths: Vec<Path> = paths.iter().map(|text| path(text)).collect();
     let server = format!("[nats]\nserver = {:?}\n", program::nats_server());
-    let any_port = || SocketAddr::from(([127, 0, 0, 1], 0));
     let planned = Plan::lay_out(dir, &paths, |path, config| {
         *config = config.replace("[nats]\n", &server);
-        // Applications must find their server again after a restart.
-        let port = agent::broker::claim("nats.listen", any_port()).expect("there are free ports");
-        *config = config.replacen("listen = \"127.0.0.1:0\"", &format!("listen = \"{port}\""), 1);
         extra(path, config);
     });
     planned.unwrap_or_else(|error| panic!("{error}"))
@@ -70,12 +65,16 @@ impl Mesh {
     pub async fn start_program(
         program: PathBuf,
         paths: &[&str],
-        extra: impl FnMut(&Path, &mut String),
+        mut extra: impl FnMut(&Path, &mut String),
     ) -> Mesh {
         let turn = Turn::take().await;
         let dir = tempfile::tempdir().expect("there is room for temporary files");
         let guardian = Guardian::over(dir.path());
-        let plan = lay_out(dir.path(), paths, extra);
+        let mut ports = turn.ports();
+        let plan = lay_out(dir.path(), paths, |path, config| {
+            *config = ports.replace_in(config);
+            extra(path, config);
+        });
         let started = Fleet::start_with(program, plan, |_| {}).await;
         let fleet = started.unwrap_or_else(|error| panic!("{error}"));
         Mesh { fleet, _guardian: guardian, dir, _turn: turn }

@@ -4,11 +4,13 @@ use std::{fs::File, path::PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::{eventually::LOOK_EVERY, program};
+use crate::{eventually::LOOK_EVERY, ports::Ports, program};
 
 /// The right to run a mesh, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Turn {
+    place: usize,
+    places: usize,
     _lock: Flock<File>,
 }
 
@@ -21,11 +23,16 @@ impl Turn {
         loop {
             for place in 0..places {
                 if let Some(lock) = try_lock(dir.join(place.to_string())) {
-                    return Turn { _lock: lock };
+                    return Turn { place, places, _lock: lock };
                 }
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
+    }
+
+    /// Ports that nobody else takes while this turn lasts.
+    pub(crate) fn ports(&self) -> Ports {
+        Ports::of_place(self.place, self.places)
     }
 }
 

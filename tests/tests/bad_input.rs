@@ -1,6 +1,8 @@
 //! What is malformed, oversized, unsigned, wrongly signed or out of place is refused under its name, counted,
 //! and kept for people to look at; and what is right goes on as if nothing had happened.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::time::Duration;
 
 use async_nats::HeaderMap;

@@ -2,11 +2,16 @@
 //! acknowledgement on one side would acknowledge, and so lose, messages on the other, and each side's streams
 //! would capture what is published on the other.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::time::Duration;
 
 use async_nats::{
     Client,
-    jetstream::{self, Message, consumer::{AckPolicy, PullConsumer, pull}},
+    jetstream::{
+        self, Message,
+        consumer::{AckPolicy, PullConsumer, pull},
+    },
 };
 use futures_util::StreamExt as _;
 use tests::{Mesh, eventually, eventually::when};
@@ -73,7 +78,8 @@ async fn equal_names_do_not_meet(parent: &Client, child: &Client) {
     assert_eq!(bodies(&taken_above), numbered("above"));
     assert_eq!(bodies(&taken_below), numbered("below"));
     // The trap: what acknowledges a message names neither account nor domain.
-    let ack = |message: &Message| message.reply.clone().unwrap().split('.').take(6).collect::<Vec<_>>().join(".");
+    let ack =
+        |message: &Message| message.reply.clone().unwrap().split('.').take(6).collect::<Vec<_>>().join(".");
     for (message, other) in taken_above.iter().zip(&taken_below) {
         assert_eq!(ack(message), ack(other));
     }
@@ -134,10 +140,13 @@ async fn what_is_published_on_one_side_of_a_link_is_neither_heard_nor_stored_on_
     parent.flush().await.unwrap();
     child.flush().await.unwrap();
 
-    for (heard, own, others) in [(&mut heard_above, "above on", "below on"), (&mut heard_below, "below on", "above on")] {
+    for (heard, own, others) in
+        [(&mut heard_above, "above on", "below on"), (&mut heard_below, "below on", "above on")]
+    {
         let mut count = 0;
         while count < subjects.len() + 1 {
-            let message = tokio::time::timeout(SOON, heard.next()).await.expect("its own words are heard").unwrap();
+            let message =
+                tokio::time::timeout(SOON, heard.next()).await.expect("its own words are heard").unwrap();
             let text = String::from_utf8_lossy(&message.payload).into_owned();
             count += usize::from(text.starts_with(own));
             assert!(!text.starts_with(others), "heard from the other side: {} {text}", message.subject);
@@ -145,7 +154,8 @@ async fn what_is_published_on_one_side_of_a_link_is_neither_heard_nor_stored_on_
     }
     // Both agents' consumers of AGENT_COORDINATION are called the same; each refuses its own side's task.
     eventually!(SOON, {
-        let queues = (stored(&parent, "AGENT_COORDINATION").await, stored(&child, "AGENT_COORDINATION").await);
+        let queues =
+            (stored(&parent, "AGENT_COORDINATION").await, stored(&child, "AGENT_COORDINATION").await);
         when(queues.1 == 0, queues)
     });
 }

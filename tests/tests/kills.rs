@@ -1,5 +1,7 @@
 //! Agents and servers are killed with SIGKILL at random moments while events flow.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::time::Duration;
 
 use tests::{Mesh, Observer, Publisher, mesh::path, random::Random};

@@ -1,5 +1,7 @@
 //! The parent is away for a while.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::time::Duration;
 
 use agent::status::Status;

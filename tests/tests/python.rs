@@ -1,5 +1,7 @@
 //! A client in another language that knows nothing of the mesh but a subject.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::{collections::BTreeMap, process::Stdio, time::Duration};
 
 use async_nats::jetstream;

@@ -1,5 +1,7 @@
 //! SIGTERM and SIGINT: everything ends in order, nothing is left behind, and nothing is lost.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::{
     fs,
     path::{Path as FilePath, PathBuf},

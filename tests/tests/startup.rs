@@ -1,5 +1,7 @@
 //! Mistakes at start-up: one line on standard error that says what to do, and the documented exit code.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
 
 use agent::dev::{

@@ -15,7 +15,10 @@ impl Layers {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("agent.toml");
         std::fs::write(&file, text).unwrap();
-        Layers { dir, input: Input { file: Some(file), working_dir: "/etc/lucent".into(), ..Input::default() } }
+        Layers {
+            dir,
+            input: Input { file: Some(file), working_dir: "/etc/lucent".into(), ..Input::default() },
+        }
     }
 
     fn env(mut self, name: &str, value: &str) -> Layers {
@@ -111,7 +114,8 @@ fn every_mistake_of_every_layer_is_named_at_once() {
 
 #[test]
 fn what_an_agent_cannot_run_without_is_asked_for() {
-    let errors = load(Input { working_dir: "/etc/lucent".into(), ..Input::default() }).unwrap_err().to_string();
+    let errors =
+        load(Input { working_dir: "/etc/lucent".into(), ..Input::default() }).unwrap_err().to_string();
     assert_eq!(
         errors,
         "level is missing: give --level node|cluster|site|global, or level in the file, or set LUCENT_LEVEL"
@@ -280,7 +284,8 @@ fn variables_of_others_are_passed_over_and_misspelt_ones_of_ours_are_not() {
 
 #[test]
 fn a_file_that_cannot_be_read_or_parsed_is_one_line() {
-    let missing = Input { file: Some("no.toml".into()), working_dir: "/etc/lucent".into(), ..Input::default() };
+    let missing =
+        Input { file: Some("no.toml".into()), working_dir: "/etc/lucent".into(), ..Input::default() };
     let error = load(missing).unwrap_err().to_string();
     assert!(error.starts_with("/etc/lucent/no.toml: cannot be read (No such file"), "{error}");
     let errors = Layers::file("level = \"node\"\nlevel = \"site\"").env("LUCENT_X", "1").load().unwrap_err();

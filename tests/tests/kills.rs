@@ -105,3 +105,9 @@ async fn nothing_is_lost_doubled_or_disordered_while_a_nodes_server_is_killed_ag
 async fn nothing_is_lost_doubled_or_disordered_while_a_nodes_agent_and_server_are_killed_together() {
     survives("s1/c1/n1", Victim::Both).await;
 }
+
+/// Whoever reads at global must not see what is taken back later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_doubled_or_disordered_while_globals_server_is_killed_again_and_again() {
+    survives("global", Victim::Server).await;
+}

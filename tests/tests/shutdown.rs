@@ -61,7 +61,7 @@ async fn each_role_ends_and_resumes(signal: Signal) {
     }
 
     let ledger = publisher.stop().await;
-    assert!(ledger.acked.len() > 1_000, "too little was published to prove anything: {}", ledger.acked.len());
+    assert!(ledger.acked.len() > 300, "too little was published to prove anything: {}", ledger.acked.len());
     observer.expect_all([(&path("s1/c1/n1"), &ledger)], Duration::from_secs(60)).await;
     assert_eq!(mesh.stop().await, [], "processes of a mesh that was stopped");
 }

@@ -178,7 +178,12 @@ impl Agent {
         let bucket = |name: &'static str| open_bucket(&js, name);
         let (link, bindings, tasks_bucket) =
             (bucket(LINK_BUCKET).await?, bucket(BINDINGS_BUCKET).await?, bucket(TASKS_BUCKET).await?);
-        let bindings = Bindings::new(bindings);
+        let mut bindings = Bindings::new(bindings);
+        // So that whoever reads what this agent signs, as answers to tasks, can verify it.
+        bindings.keep(signer.kid(), signer.binding()).await.map_err(|error| BrokerError::Stream {
+            name: BINDINGS_BUCKET.into(),
+            reason: error.to_string(),
+        })?;
 
         let mut tasks = Tasks::new(CancellationToken::new());
         let token = tasks.token();

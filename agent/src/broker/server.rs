@@ -338,6 +338,14 @@ pub async fn stop_left_behind(dir: &Path) {
     }
 }
 
+/// Every server that runs with the files in `dir`, also one that has not written its pid file yet.
+pub fn all_left_behind(dir: &Path) -> Vec<Pid> {
+    let config = Files::within(dir).config;
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok().map(Pid::from_raw));
+    pids.filter(|pid| names_config(*pid, &config) && is_alive(*pid)).collect()
+}
+
 impl Files {
     fn within(dir: &Path) -> Files {
         Files {
@@ -351,10 +359,15 @@ impl Files {
 /// The process of the pid file, where it is alive and really runs this configuration.
 fn left_running(files: &Files) -> Option<Pid> {
     let pid = Pid::from_raw(fs::read_to_string(&files.pid).ok()?.trim().parse().ok()?);
-    let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let config = files.config.to_str()?.as_bytes();
-    let ours = command.split(|&b| b == 0).any(|argument| argument == config);
-    (ours && is_alive(pid)).then_some(pid)
+    (names_config(pid, &files.config) && is_alive(pid)).then_some(pid)
+}
+
+/// Whether the process was started with this configuration file.
+fn names_config(pid: Pid, config: &Path) -> bool {
+    use std::os::unix::ffi::OsStrExt as _;
+
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    command.split(|&b| b == 0).any(|argument| argument == config.as_os_str().as_bytes())
 }
 
 /// Whether the process exists and is no zombie.

@@ -279,7 +279,7 @@ impl Drop for Fleet {
         // agent, which would start it again.
         self.running.clear();
         for agent in &self.plan.agents {
-            if let Some(pid) = server::left_behind(&agent.state.join("nats")) {
+            for pid in server::all_left_behind(&agent.state.join("nats")) {
                 let _ = kill(pid, Signal::SIGKILL);
             }
         }

@@ -21,18 +21,21 @@ impl Custody {
         Custody { js, bucket }
     }
 
-    /// Puts the task into this level's queue, durably. A hand-off that is repeated, since its answer was
-    /// lost, changes nothing.
+    /// Whether this try was taken before: a hand-off is repeated when its answer was lost.
+    pub async fn was_taken(&self, spec: &TaskSpec) -> Result<bool, DispatchError> {
+        let taken = self.bucket.get(taken_key(spec)).await.map_err(DispatchError::on("task records"))?;
+        Ok(taken.is_some())
+    }
+
+    /// Puts the task into this level's queue, durably. What was taken before is not taken again.
     pub async fn take(&self, spec: &TaskSpec) -> Result<(), DispatchError> {
-        let mark = format!("taken.{}.{}", spec.id, spec.attempt);
-        let taken = self.bucket.get(mark.as_str()).await.map_err(DispatchError::on("task records"))?;
-        if taken.is_some() {
+        if self.was_taken(spec).await? {
             return Ok(());
         }
         self.enqueue(spec).await?;
         // Between the two a crash leaves a task without a mark. The parent then hands it down again, and
         // the queue recognises it by its id.
-        self.bucket.put(mark.as_str(), "".into()).await.map_err(DispatchError::on("task records"))?;
+        self.bucket.put(taken_key(spec), "".into()).await.map_err(DispatchError::on("task records"))?;
         Ok(())
     }
 
@@ -61,6 +64,10 @@ impl Custody {
         let noted = noted.map_err(DispatchError::on("task records"))?;
         Ok(noted.and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok()))
     }
+}
+
+fn taken_key(spec: &TaskSpec) -> String {
+    format!("taken.{}.{}", spec.id, spec.attempt)
 }
 
 fn handed_key(task: &str, attempt: u32) -> String {

@@ -143,7 +143,11 @@ impl Worker {
         let spec: TaskSpec = serde_json::from_str(spec).map_err(|error| error.to_string())?;
         let attempt = (spec.id.clone(), spec.attempt);
         let runner = self.runner_for(&spec).ok_or("no runner here serves it")?;
-        if !self.custody.contains_key(&attempt) && self.free(runner) == 0 {
+        // A try that was taken before is counted already, or has ended and must not take a slot again.
+        if self.parts.custody.was_taken(&spec).await.map_err(|error| error.to_string())? {
+            return Ok(());
+        }
+        if self.free(runner) == 0 {
             return Err("no room".into());
         }
         self.parts.custody.take(&spec).await.map_err(|error| error.to_string())?;

@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use async_nats::{
     Client,
@@ -13,7 +13,7 @@ use async_nats::{
         consumer::{AckPolicy, PullConsumer, pull},
     },
 };
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tests::{Mesh, eventually, eventually::when};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -143,14 +143,17 @@ async fn what_is_published_on_one_side_of_a_link_is_neither_heard_nor_stored_on_
     for (heard, own, others) in
         [(&mut heard_above, "above on", "below on"), (&mut heard_below, "below on", "above on")]
     {
-        let mut count = 0;
-        while count < subjects.len() + 1 {
-            let message =
-                tokio::time::timeout(SOON, heard.next()).await.expect("its own words are heard").unwrap();
-            let text = String::from_utf8_lossy(&message.payload).into_owned();
-            count += usize::from(text.starts_with(own));
-            assert!(!text.starts_with(others), "heard from the other side: {} {text}", message.subject);
-        }
+        let mut missing: BTreeSet<String> =
+            subjects.iter().map(|subject| format!("{own} {subject}")).collect();
+        missing.insert(format!("{own} its own"));
+        eventually!(SOON, {
+            while let Some(Some(message)) = heard.next().now_or_never() {
+                let text = String::from_utf8_lossy(&message.payload).into_owned();
+                assert!(!text.starts_with(others), "heard from the other side: {} {text}", message.subject);
+                missing.remove(&text);
+            }
+            when(missing.is_empty(), &missing)
+        });
     }
     // Both agents' consumers of AGENT_COORDINATION are called the same; each refuses its own side's task.
     eventually!(SOON, {

@@ -14,7 +14,7 @@ use async_nats::{
 };
 use coordinator::{Registry, policy, registry};
 use hierarchy::{
-    Level, Millis,
+    ByLane, Level, Millis,
     envelope::Sender,
     link::{ChildLimits, PackLimits},
     rollup::Health,
@@ -33,6 +33,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    accounting::{
+        LossNotes, Numbered,
+        audit::{self, AuditParts},
+        told,
+    },
     broker::{self, BrokerError, binary::Binary, connect::connect, server, server::Server},
     clock,
     config::{Config, Nats, PolicyAction, SyncMode},
@@ -46,6 +51,11 @@ use crate::{
     },
     exit::ExitCode,
     http::{self, Facts},
+    ingest::{Ingest, IngestParts},
+    lanes::{
+        Fill, Guards, LaneRules,
+        keeper::{self, Bound, KeeperParts},
+    },
     link::{
         bindings::Bindings,
         custody,
@@ -178,6 +188,7 @@ impl Agent {
         let bucket = |name: &'static str| open_bucket(&js, name);
         let (link, bindings, tasks_bucket) =
             (bucket(LINK_BUCKET).await?, bucket(BINDINGS_BUCKET).await?, bucket(TASKS_BUCKET).await?);
+        let audit_bucket = link.clone();
         let mut bindings = Bindings::new(bindings);
         // So that whoever reads what this agent signs, as answers to tasks, can verify it.
         bindings.keep(signer.kid(), signer.binding()).await.map_err(|error| BrokerError::Stream {
@@ -190,17 +201,59 @@ impl Agent {
         let (letters, writer) = dead_letters(&metrics);
         tasks.spawn("dead letters", writer.run(js.clone(), token.clone()));
 
-        let (released, checkpointed) = (Arc::<Watermark>::default(), Arc::<Watermark>::default());
+        let released = Arc::<ByLane<Watermark>>::default();
+        let has_parent = connections.up.is_some();
+        let has_children = connections.down.is_some();
+        let checkpointed = Arc::new(if has_children { Guards::closed() } else { Guards::open() });
         let (to_parent, to_parent_rx) = mpsc::channel(QUEUE);
         let (from_parent_tx, from_parent) = mpsc::channel(QUEUE);
         let (to_children, to_children_rx) = mpsc::channel(QUEUE);
         let (reports, reports_rx) = mpsc::channel(QUEUE);
         let (work, work_rx) = mpsc::channel(QUEUE);
-        let has_parent = connections.up.is_some();
-        let has_children = connections.down.is_some();
 
         let (uplink_state, uplink) = watch::channel(UplinkState::default());
         if let Some(up) = connections.up.clone() {
+            let packed = Arc::new(Guards::closed());
+            let untold = Arc::new(Guards::open());
+            let notes = LossNotes::new(untold.clone());
+            let numbered = Arc::<Numbered>::default();
+            let fill = Arc::<Fill>::default();
+            let telling =
+                told::run(config.path.clone(), js.clone(), notes.clone(), numbered.clone(), token.clone());
+            tasks.spawn("loss receipts", telling);
+            let parts = IngestParts {
+                path: config.path.clone(),
+                signer: signer.clone(),
+                js: js.clone(),
+                bucket: link.clone(),
+                mesh: connections.mesh.clone(),
+                policy: make_policy(&config)?,
+                rules: LaneRules::new(
+                    config.priorities.iter().map(|rule| (rule.subject.clone(), rule.lane)).collect(),
+                ),
+                pack: PackLimits {
+                    events: config.link.batch_events,
+                    bytes: config.link.batch_bytes,
+                    linger: config.link.linger,
+                },
+                guards: packed.clone(),
+                numbered,
+                notes: notes.clone(),
+                fill: fill.clone(),
+                dead_letters: letters.clone(),
+                metrics: metrics.clone(),
+            };
+            tasks.spawn("ingest", Ingest::run(parts, token.clone()));
+            let parts = KeeperParts {
+                path: config.path.clone(),
+                js: js.clone(),
+                bounds: lane_bounds(&config),
+                fill,
+                guards: vec![packed.clone(), checkpointed.clone()],
+                notes: notes.clone(),
+                metrics: metrics.clone(),
+            };
+            tasks.spawn("keeper", keeper::run(parts, token.clone()));
             let parts = UplinkParts {
                 path: config.path.clone(),
                 signer: signer.clone(),
@@ -210,11 +263,6 @@ impl Agent {
                 bucket: link.clone(),
                 up,
                 policy: make_policy(&config)?,
-                pack: PackLimits {
-                    events: config.link.batch_events,
-                    bytes: config.link.batch_bytes,
-                    linger: config.link.linger,
-                },
                 limits: ChildLimits {
                     frames: config.link.in_flight,
                     retry: config.link.retry,
@@ -224,12 +272,12 @@ impl Agent {
                 state: uplink_state,
                 handoffs: from_parent_tx,
                 orders: to_parent_rx,
-                dead_letters: letters.clone(),
+                notes,
                 metrics: metrics.clone(),
             };
             tasks.spawn("uplink", Uplink::run(parts, token.clone()));
-            let guard = has_children.then(|| checkpointed.clone());
-            tasks.spawn("custody", custody::run(js.clone(), released, guard, token.clone()));
+            let guards = vec![packed, untold, checkpointed.clone()];
+            tasks.spawn("custody", custody::run(js.clone(), released, guards, token.clone()));
         }
         if let Some(down) = connections.down.clone() {
             let parts = DownlinkParts {
@@ -248,6 +296,12 @@ impl Agent {
                 metrics: metrics.clone(),
             };
             tasks.spawn("downlink", Downlink::run(parts, token.clone()));
+        }
+
+        let (report, losses) = watch::channel(None);
+        if !has_parent {
+            let parts = AuditParts { js: js.clone(), bucket: audit_bucket, report, metrics: metrics.clone() };
+            tasks.spawn("audit", audit::run(parts, token.clone()));
         }
 
         let custody = Custody::new(js.clone(), tasks_bucket.clone());
@@ -319,6 +373,7 @@ impl Agent {
             health,
             uplink,
             children,
+            losses,
             metrics,
         };
         tasks.spawn("http", http::run(listener, Arc::new(facts), token));
@@ -409,7 +464,7 @@ async fn start_broker(
             ))
         }
         Nats::Embedded(embedded) => {
-            let binary = Binary::find(&embedded.server).await?;
+            let binary = Binary::find(&embedded.server, embedded.heap_limit).await?;
             binary.check(faces_loopback_only(config))?;
             let dir = config.state_dir.join("nats");
             let mut options = server_options(config, &binary)?;
@@ -523,10 +578,23 @@ impl Ports {
     }
 }
 
-async fn ensure_streams(config: &Config, js: &jetstream::Context) -> Result<(), BrokerError> {
+/// Below what the server refuses, so that the agent is the first to notice.
+fn lane_bounds(config: &Config) -> ByLane<Bound> {
+    let limits = stream_limits(config);
+    config.lanes.map(|lane, bound| {
+        let most = nats_config::streams::lane_bytes(lane, &limits) / 10 * 9;
+        Bound { bytes: bound.bytes.unwrap_or(most).min(most), age: bound.age }
+    })
+}
+
+/// One server stands alone: nothing could hold a second replica.
+fn stream_limits(config: &Config) -> StreamLimits {
     let max_file = config.nats.embedded().map_or(10 << 30, |embedded| embedded.max_file);
-    // One server stands alone: nothing could hold a second replica.
-    let limits = StreamLimits { core_replicas: 1, ..StreamLimits::new(config.level(), max_file) };
+    StreamLimits { core_replicas: 1, ..StreamLimits::new(max_file) }
+}
+
+async fn ensure_streams(config: &Config, js: &jetstream::Context) -> Result<(), BrokerError> {
+    let limits = stream_limits(config);
     let streams = nats_config::streams(config.level(), &limits);
     broker::streams::ensure(js, &streams, &nats_config::kv_buckets(config.level(), &limits)).await
 }

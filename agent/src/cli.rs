@@ -114,6 +114,9 @@ pub enum SummaryFormat {
 /// `agent status`: which agent, and how to show it.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
+    /// What became of all events: published, arrived, lost and why; global knows
+    #[arg(long)]
+    pub loss: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

@@ -11,6 +11,14 @@ pub fn wall() -> Millis {
     Millis(since.as_millis() as u64)
 }
 
+/// Waits until then; for ever where there is no such time.
+pub async fn sleep_until(wake: Option<tokio::time::Instant>) {
+    match wake {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// A clock that only runs forward, from when it was made.
 #[derive(Debug, Clone, Copy)]
 pub struct Monotonic(Instant);

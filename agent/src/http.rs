@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use async_nats::{Client, connection::State};
 use axum::{Json, Router, extract, http::StatusCode, response::IntoResponse, routing::get};
-use coordinator::registry::ChildStatus;
+use coordinator::{ledger::Report, registry::ChildStatus};
 use hierarchy::{Path, rollup::Health};
 use serde_json::json;
 use tokio::{net::TcpListener, sync::watch};
@@ -34,6 +34,8 @@ pub struct Facts {
     pub uplink: Option<watch::Receiver<UplinkState>>,
     /// Its children.
     pub children: watch::Receiver<Vec<ChildStatus>>,
+    /// What became of all events; only global knows.
+    pub losses: watch::Receiver<Option<Report>>,
     /// What it counts.
     pub metrics: Metrics,
 }
@@ -45,6 +47,7 @@ pub async fn run(listener: TcpListener, facts: Arc<Facts>, cancel: CancellationT
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/status", get(status))
+        .route("/losses", get(losses))
         .with_state(facts);
     axum::serve(listener, router).with_graceful_shutdown(async move { cancel.cancelled().await }).await
 }
@@ -63,6 +66,11 @@ async fn ready(facts: Known) -> impl IntoResponse {
 async fn metrics(facts: Known) -> impl IntoResponse {
     let content_type = [("content-type", "application/openmetrics-text; version=1.0.0; charset=utf-8")];
     (content_type, facts.metrics.encode())
+}
+
+/// 404 where nobody knows: below global, and before global has looked.
+async fn losses(facts: Known) -> Result<Json<Report>, StatusCode> {
+    facts.losses.borrow().clone().map(Json).ok_or(StatusCode::NOT_FOUND)
 }
 
 async fn status(facts: Known) -> Json<Status> {

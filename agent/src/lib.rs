@@ -1,6 +1,7 @@
 //! The mesh agent: everything of the product that touches the world. The `agent` binary is a thin shell
 //! around this library, so that the end-to-end tests run the same code.
 
+pub mod accounting;
 pub mod app;
 #[cfg(feature = "dev")]
 pub mod bench;
@@ -14,6 +15,8 @@ pub mod dev;
 pub mod dispatch;
 pub mod exit;
 pub mod http;
+pub mod ingest;
+pub mod lanes;
 pub mod link;
 pub mod logging;
 pub mod metrics;

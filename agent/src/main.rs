@@ -86,13 +86,16 @@ fn show_status(args: &StatusArgs) -> ExitCode {
             }
         }
     };
-    match http.and_then(status::fetch) {
-        Ok(status) if args.json => {
-            println!("{}", serde_json::to_string(&status).unwrap_or_default());
-            ExitCode::Ok
-        }
-        Ok(status) => {
-            print!("{}", status.to_text());
+    let json = |text: serde_json::Result<String>| text.unwrap_or_default() + "\n";
+    let shown = http.and_then(|http| match (args.loss, args.json) {
+        (false, true) => status::fetch(http).map(|status| json(serde_json::to_string(&status))),
+        (false, false) => status::fetch(http).map(|status| status.to_text()),
+        (true, true) => status::fetch_losses(http).map(|report| json(serde_json::to_string(&report))),
+        (true, false) => status::fetch_losses(http).map(|report| status::losses_to_text(&report)),
+    });
+    match shown {
+        Ok(text) => {
+            print!("{text}");
             ExitCode::Ok
         }
         Err(error) => {

@@ -23,6 +23,22 @@ pub struct ChildLabel {
     pub child: String,
 }
 
+/// A label `lane`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LaneLabel {
+    /// The lane's name.
+    pub lane: &'static str,
+}
+
+/// Labels of the ledger.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LedgerLabel {
+    /// The lane's name.
+    pub lane: &'static str,
+    /// What became of the events.
+    pub state: &'static str,
+}
+
 /// All counters and gauges of one agent. Cheap to clone: clones share their values.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
@@ -34,16 +50,20 @@ pub struct Metrics {
     pub frames_sent: Counter,
     /// Bytes of frames sent.
     pub frame_bytes_sent: Counter,
-    /// Events that left the store before they could be sent.
-    pub events_overflowed: Counter,
     /// 1 while the parent has accepted a session.
     pub uplink_open: Gauge,
-    /// Messages between the parent's cursor and the end of the store.
-    pub uplink_lag: Gauge,
+    /// Batches between the parent's cursor and the end of a lane.
+    pub uplink_lag: Family<LaneLabel, Gauge>,
+    /// Bytes that wait in each lane.
+    pub lane_bytes: Family<LaneLabel, Gauge>,
     /// Batches of each child that were made durable.
     pub batches_stored: Family<ChildLabel, Counter>,
     /// Events of each child in these batches.
     pub events_stored: Family<ChildLabel, Counter>,
+    /// What became of all events, at global.
+    pub ledger: Family<LedgerLabel, Gauge>,
+    /// Events dropped by this agent, by reason.
+    pub losses: Family<Reason, Counter>,
     /// Batches that came again and were recognised.
     pub batches_repeated: Family<ChildLabel, Counter>,
     /// Messages refused, by reason.
@@ -99,12 +119,14 @@ impl Metrics {
             Unit::Bytes,
             self.frame_bytes_sent.clone(),
         );
-        r.register("events_overflowed", "Events that left the store unsent", self.events_overflowed.clone());
         r.register("uplink_open", "1 while the parent has accepted a session", self.uplink_open.clone());
-        r.register("uplink_lag", "Messages in the store that the parent lacks", self.uplink_lag.clone());
+        r.register("uplink_lag", "Batches in a lane that the parent lacks", self.uplink_lag.clone());
+        r.register_with_unit("lane", "Bytes that wait in a lane", Unit::Bytes, self.lane_bytes.clone());
         r.register("batches_stored", "Batches of children made durable", self.batches_stored.clone());
         r.register("events_stored", "Events of children made durable", self.events_stored.clone());
         r.register("batches_repeated", "Batches that came again", self.batches_repeated.clone());
+        r.register("ledger_events", "Events by what became of them", self.ledger.clone());
+        r.register("lost_events", "Events that this agent dropped, by reason", self.losses.clone());
         r.register("refused", "Messages refused, by reason", self.refused.clone());
         r.register("policy_kept", "Messages kept from going up, by action", self.policy_kept.clone());
         r.register(

@@ -2,9 +2,12 @@
 
 use std::{fmt::Write as _, net::SocketAddr, path::Path as FilePath};
 
-use coordinator::registry::{ChildStatus, LinkState};
+use coordinator::{
+    ledger::{Report, Totals},
+    registry::{ChildStatus, LinkState},
+};
 use hierarchy::{Level, Path, rollup::Health};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::link::uplink::UplinkState;
 
@@ -62,6 +65,11 @@ pub enum StatusError {
     /// No agent has written its addresses there.
     #[error("no agent has run with the state directory {0}; name it with --state-dir, --config or --http")]
     NoAgent(String),
+    /// It does not know.
+    #[error(
+        "the agent at {0} does not know what became of all events; ask the one at global, or again in a moment"
+    )]
+    NotThere(SocketAddr),
     /// It does not answer.
     #[error("the agent at {address} does not answer ({reason}); is it running?")]
     NoAnswer {
@@ -81,14 +89,23 @@ pub fn addresses(state_dir: &FilePath) -> Result<Addresses, StatusError> {
 
 /// Asks an agent for its status.
 pub fn fetch(http: SocketAddr) -> Result<Status, StatusError> {
+    ask(http, "status")
+}
+
+/// Asks an agent what became of all events.
+pub fn fetch_losses(http: SocketAddr) -> Result<Report, StatusError> {
+    ask(http, "losses")
+}
+
+fn ask<T: DeserializeOwned>(http: SocketAddr, what: &str) -> Result<T, StatusError> {
     let no_answer = |reason: String| StatusError::NoAnswer { address: http, reason };
     let config =
         ureq::Agent::config_builder().timeout_global(Some(std::time::Duration::from_secs(3))).build();
-    let mut response = config
-        .new_agent()
-        .get(format!("http://{http}/status"))
-        .call()
-        .map_err(|error| no_answer(error.to_string()))?;
+    let mut response =
+        config.new_agent().get(format!("http://{http}/{what}")).call().map_err(|error| match error {
+            ureq::Error::StatusCode(404) => StatusError::NotThere(http),
+            error => no_answer(error.to_string()),
+        })?;
     let body = response.body_mut().read_to_vec().map_err(|error| no_answer(error.to_string()))?;
     serde_json::from_slice(&body).map_err(|error| no_answer(error.to_string()))
 }
@@ -112,7 +129,7 @@ impl Status {
         if let Some(parent) = &self.parent {
             let state = if parent.open { "up" } else { "down" };
             let version = parent.parent_version.as_deref().unwrap_or("-");
-            let _ = writeln!(text, "  parent  {state}  waiting {}  agent {version}", parent.lag);
+            let _ = writeln!(text, "  parent  {state}  waiting {}  agent {version}", parent.lag());
         }
         if self.children.is_empty() {
             return text;
@@ -127,6 +144,40 @@ impl Status {
         }
         text
     }
+}
+
+/// What became of all events, for people.
+pub fn losses_to_text(report: &Report) -> String {
+    let mut text = format!(
+        "{:<28} {:<9} {:>12} {:>12} {:>10} {:>10} {:>10} {:>11}  lost because of\n",
+        "origin", "lane", "published", "arrived", "policy", "lost", "in flight", "unaccounted"
+    );
+    let mut line = |name: &str, lane: &str, totals: &Totals| {
+        let reasons: Vec<String> =
+            totals.lost.iter().map(|(reason, events)| format!("{reason} {events}")).collect();
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "{name:<28} {lane:<9} {:>12} {:>12} {:>10} {:>10} {:>10} {:>11}  {}",
+            totals.published,
+            totals.arrived,
+            totals.policy,
+            totals.lost_events(),
+            totals.in_flight + totals.missing - totals.unaccounted.min(totals.missing),
+            totals.unaccounted,
+            reasons.join(", ")
+        );
+    };
+    for row in &report.rows {
+        line(&row.origin.to_string(), row.lane.as_str(), &row.totals);
+    }
+    for (lane, totals) in report.totals.iter() {
+        line(&format!("all {} origins", report.origins), lane.as_str(), totals);
+    }
+    if report.left_out > 0 {
+        let _ = writeln!(text, "{} more rows; --json has the same", report.left_out);
+    }
+    text
 }
 
 fn child_line(child: &ChildStatus) -> String {

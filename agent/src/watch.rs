@@ -10,7 +10,6 @@ use coordinator::{
 };
 use hierarchy::{
     Level, Path,
-    envelope::Priority,
     link::Tick,
     rollup::{Health, Version},
     subject::{self, Speaker},
@@ -81,13 +80,16 @@ impl WatchParts {
                 Err(_) => Err(format!("{child} tells no version")),
             },
             FromChild::Seen { child, version, lag } => {
-                let lag = Lag { events: lag, bytes: 0 };
                 let seen = match version.and_then(|version| version.parse().ok()) {
                     Some(version) => self.registry.seen(&child, now, version),
                     None => Ok(()),
                 };
-                seen.and_then(|()| self.registry.lags(&child, [(Priority::Normal, lag)].into()))
-                    .map_err(|error| error.to_string())
+                let lag = lag.map(|(lane, batches)| (lane, Lag { events: batches, bytes: 0 }));
+                seen.and_then(|()| match lag {
+                    Some((lane, lag)) => self.registry.lags(&child, lane, lag),
+                    None => Ok(()),
+                })
+                .map_err(|error| error.to_string())
             }
             FromChild::Report { subject, incarnation, seq, data } => {
                 let place = Place { incarnation, seq };

@@ -7,8 +7,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use hierarchy::{
-    Level, Path,
-    envelope::Priority,
+    Lane, Level, Path,
     link::Tick,
     rollup::{Census, Presence, Version},
 };
@@ -114,7 +113,7 @@ pub struct ChildStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<Version>,
     /// What it has and this agent has not, by lane.
-    pub lag: BTreeMap<Priority, Lag>,
+    pub lag: BTreeMap<Lane, Lag>,
     /// The agents below it, by level, as its last roll-up told.
     pub descendants: BTreeMap<Level, Presence>,
 }
@@ -153,7 +152,7 @@ struct Child {
     seen: Option<Seen>,
     /// The state that the last tick reported.
     reported: LinkState,
-    lag: BTreeMap<Priority, Lag>,
+    lag: BTreeMap<Lane, Lag>,
     /// What its last roll-up told of itself and those below.
     census: Option<Census>,
 }
@@ -207,9 +206,9 @@ impl Registry {
         Ok(())
     }
 
-    /// How much a child still has to send, by lane.
-    pub fn lags(&mut self, child: &Path, lag: BTreeMap<Priority, Lag>) -> Result<(), RegistryError> {
-        self.child(child)?.lag = lag;
+    /// How much a child still has to send in one lane.
+    pub fn lags(&mut self, child: &Path, lane: Lane, lag: Lag) -> Result<(), RegistryError> {
+        self.child(child)?.lag.insert(lane, lag);
         Ok(())
     }
 
@@ -435,7 +434,7 @@ mod tests {
         let mut site = Registry::new(path("s1"), Limits::default(), []).unwrap();
         let c1 = path("s1/c1");
         site.seen(&c1, at(1), version("0.1.0")).unwrap();
-        site.lags(&c1, [(Priority::Bulk, Lag { events: 3, bytes: 700 })].into()).unwrap();
+        site.lags(&c1, Lane::Bulk, Lag { events: 3, bytes: 700 }).unwrap();
         let status: Vec<_> = site.statuses(at(3)).collect();
         let expected = serde_json::json!([{
             "path": "s1/c1", "level": "cluster", "state": "up", "lastSeenMsAgo": 2000, "version": "0.1.0",

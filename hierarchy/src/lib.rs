@@ -5,8 +5,10 @@
 pub mod base64url;
 pub mod envelope;
 pub mod identity;
+pub mod lane;
 pub mod level;
 pub mod link;
+pub mod loss;
 pub mod millis;
 pub mod path;
 pub mod refusal;
@@ -18,6 +20,7 @@ pub mod task;
 
 pub use envelope::Digest;
 pub use identity::{Identity, IdentityError, TrustDomain};
+pub use lane::{ByLane, Lane};
 pub use level::Level;
 pub use millis::Millis;
 pub use path::{Id, Path, PathError};

@@ -39,11 +39,13 @@ pub enum Refusal {
     Unroutable,
     /// A task failed on each of its permitted tries.
     TriesExhausted,
+    /// The lane that an event would wait in is full, and what waits there does not give way.
+    LaneFull,
 }
 
 impl Refusal {
     /// Every refusal, for metrics that must show zeroes too.
-    pub const ALL: [Refusal; 18] = [
+    pub const ALL: [Refusal; 19] = [
         Refusal::Oversized,
         Refusal::Malformed,
         Refusal::UnsupportedVersion,
@@ -62,6 +64,7 @@ impl Refusal {
         Refusal::NotPermitted,
         Refusal::Unroutable,
         Refusal::TriesExhausted,
+        Refusal::LaneFull,
     ];
 
     /// The stable name, kebab-case.
@@ -85,6 +88,7 @@ impl Refusal {
             Refusal::NotPermitted => "not-permitted",
             Refusal::Unroutable => "unroutable",
             Refusal::TriesExhausted => "tries-exhausted",
+            Refusal::LaneFull => "lane-full",
         }
     }
 

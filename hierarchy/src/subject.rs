@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::{
+    lane::Lane,
     level::Level,
     path::{Id, Path},
 };
@@ -31,8 +32,12 @@ pub const DEAD_LETTERS_ALL: &str = "lucent.deadletter.>";
 /// What a parent's agent reads in its DOWN account: the words of all its children.
 pub const LINK_UP_ALL: &str = "lucent.link.up.>";
 
+/// What stands in front of every event's subject.
+const HIERARCHY_PREFIX: &str = "lucent.hierarchy.";
 /// Tail of the subject on which an agent publishes samples of its machine.
 pub const TELEMETRY: &str = "agent.telemetry";
+/// Tail of the subject on which an agent states what it dropped of the events on their way up.
+pub const LOSS: &str = "agent.loss";
 /// Tail of the subject on which a coordinator publishes what it made of its children's samples.
 pub const ROLLUP: &str = "agent.rollup";
 /// Tail of the subject on which a node tells how far a task is.
@@ -82,7 +87,7 @@ impl Speaker {
     /// where another speaks.
     pub fn tail_of<'a>(&self, subject: &'a str) -> Option<&'a str> {
         // Asked for every event: no text is built to compare with.
-        let rest = subject.strip_prefix("lucent.hierarchy.")?;
+        let rest = subject.strip_prefix(HIERARCHY_PREFIX)?;
         let rest = match self {
             Speaker::Global => rest.strip_prefix(Level::Global.as_str())?,
             Speaker::Agent(level, id) => {
@@ -100,6 +105,42 @@ impl fmt::Display for Speaker {
             Speaker::Agent(level, id) => write!(f, "lucent.hierarchy.{level}.{id}"),
         }
     }
+}
+
+/// Requests to publish, of all applications of a level.
+pub const PUBLISH_ALL: &str = "lucent.publish.>";
+
+/// The event's subject that a request on `lucent.publish.hierarchy.>` asks to publish on.
+pub fn of_publish(subject: &str) -> Option<String> {
+    subject.strip_prefix("lucent.publish.hierarchy.").map(|rest| format!("{HIERARCHY_PREFIX}{rest}"))
+}
+
+/// Everything that waits in a lane for the way up: `lucent.lane.{lane}.>`.
+pub fn lane_all(lane: Lane) -> String {
+    format!("lucent.lane.{lane}.>")
+}
+
+/// Where a level keeps the batches that it made of its own events, in this lane.
+pub fn lane_own(lane: Lane) -> String {
+    format!("lucent.lane.{lane}.own")
+}
+
+/// Where a level keeps the batches of the levels below, in this lane: the batch's own subject behind
+/// `lucent.lane.{lane}.below.` in place of `lucent.hierarchy.`. `None` for other subjects.
+pub fn lane_below(lane: Lane, subject: &str) -> Option<String> {
+    let rest = subject.strip_prefix(HIERARCHY_PREFIX)?;
+    Some(format!("lucent.lane.{lane}.below.{rest}"))
+}
+
+/// The subject of a batch of the levels below that is kept on this one; the inverse of [`lane_below`].
+pub fn of_lane_below(lane: Lane, subject: &str) -> Option<String> {
+    let rest = subject.strip_prefix("lucent.lane.")?.strip_prefix(lane.as_str())?;
+    rest.strip_prefix(".below.").map(|rest| format!("{HIERARCHY_PREFIX}{rest}"))
+}
+
+/// Where an agent makes sure that nothing it sent before is still on its way into this lane.
+pub fn lane_fence(lane: Lane) -> String {
+    format!("lucent.lane.{lane}.fence")
 }
 
 /// Where the child at `path` speaks to its parent: `lucent.link.up.{level}.{id}`.

@@ -1,5 +1,5 @@
-//! From events to batches and back, to the letter. The single refusals are in the vectors; see
-//! `vectors.rs`.
+//! From events to batches and back, to the letter. The single refusals are in the vectors, see
+//! `vectors.rs`; which numbers a batch answers for is in `numbering.rs`.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -10,14 +10,14 @@ use hierarchy::{
     Path, Refusal,
     envelope::Parsed,
     link::{
-        Batch, Event, Pack, PackLimits, Packer, Tick,
+        Event, Pack, PackLimits, Packer, Tick,
         batch::{Headers, MAX_SUBJECTS, check_speaker},
     },
 };
 use proptest::prelude::*;
 
 use support::{
-    batch_cases::{DATA, event, packer},
+    batch_cases::{DATA, Numbered, carry, event, numbered, packer, push},
     world::{World, seal_pack},
 };
 
@@ -28,33 +28,14 @@ fn limits(events: usize, bytes: usize) -> PackLimits {
 }
 
 /// Packs all events, at once.
-fn pack(mut packer: Packer, events: &[Event]) -> Vec<Pack> {
-    let mut packs: Vec<_> = events.iter().flat_map(|event| packer.push(event, Tick::ZERO)).collect();
+fn pack(mut packer: Packer, events: &[Numbered]) -> Vec<Pack> {
+    let mut packs: Vec<_> = events.iter().flat_map(|event| push(&mut packer, event)).collect();
     packs.extend(packer.close());
     assert!(packer.close().is_none());
     packs
 }
 
-/// Seals a batch, as its origin does, and reads its events, as each level above does.
-fn carry(world: &World, pack: &Pack) -> Result<Vec<Event>, Refusal> {
-    let sealed = seal_pack(&world.signer("n1"), pack);
-    let envelope = Parsed::parse(&sealed.bytes)?;
-    check_speaker(&envelope.identity().path, &envelope)?;
-    let subjects = &envelope.batch().unwrap().subjects;
-    let events = Batch::read(&envelope)?.events;
-    Ok(events
-        .iter()
-        .map(|event| Event {
-            seq: event.seq,
-            ts: event.ts,
-            subject: subjects[usize::from(event.sub)].clone(),
-            headers: event.hdr.clone(),
-            data: event.bytes().into(),
-        })
-        .collect())
-}
-
-fn carried(packs: &[Pack]) -> Vec<Event> {
+fn carried(packs: &[Pack]) -> Vec<Numbered> {
     let world = World::committed();
     packs.iter().flat_map(|pack| carry(&world, pack).unwrap()).collect()
 }
@@ -74,7 +55,7 @@ fn headers() -> impl Strategy<Value = Headers> {
     proptest::collection::btree_map(".{1,8}", proptest::collection::vec(".{0,12}", 0..3), 0..3)
 }
 
-fn events() -> impl Strategy<Value = Vec<Event>> {
+fn events() -> impl Strategy<Value = Vec<Numbered>> {
     let tail =
         proptest::sample::select(vec!["", ".a", ".b.c", ".agent.telemetry", ".agent.rollup", ".agents"]);
     let one = (1u64..5, any::<u64>(), tail, headers(), data());
@@ -84,7 +65,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
             .into_iter()
             .map(|(step, ts, tail, headers, data)| {
                 seq += step;
-                Event { seq, ts, subject: format!("{OWN}{tail}"), headers, data: data.into() }
+                (seq, Event { ts, subject: format!("{OWN}{tail}"), headers, data: data.into() })
             })
             .collect()
     })
@@ -110,9 +91,8 @@ proptest! {
 
 #[test]
 fn a_batch_is_closed_by_its_count() {
-    let events: Vec<_> = (1..=7).map(|seq| event(seq, OWN, b"{}")).collect();
     let mut packer = packer(limits(3, 100_000));
-    let sizes: Vec<_> = events.iter().map(|event| packer.push(event, Tick::ZERO).len()).collect();
+    let sizes: Vec<_> = (1..=7).map(|n| packer.push(&event(n, OWN, b"{}"), Tick::ZERO).len()).collect();
     assert_eq!(sizes, [0, 0, 1, 0, 0, 1, 0], "a full batch does not wait for the next event");
     let rest = packer.close().unwrap();
     assert_eq!((rest.head.first, rest.head.last, rest.head.count), (7, 7, 1));
@@ -122,7 +102,7 @@ fn a_batch_is_closed_by_its_count() {
 fn a_batch_is_closed_by_its_bytes_as_they_stand_on_the_wire() {
     // 300 bytes each; what is not JSON grows by a third.
     for data in [format!("{:?}", "x".repeat(298)).into_bytes(), vec![0xff; 300]] {
-        let events: Vec<_> = (1..=40).map(|seq| event(seq, OWN, &data)).collect();
+        let events: Vec<_> = (1..=40).map(|seq| numbered(seq, OWN, &data)).collect();
         let packs = pack(packer(limits(1000, 2100)), &events);
         assert!(packs.iter().all(|pack| pack.payload.get().len() <= 2100));
         let fullest = packs.iter().map(|pack| pack.payload.get().len()).max().unwrap();
@@ -134,53 +114,42 @@ fn a_batch_is_closed_by_its_bytes_as_they_stand_on_the_wire() {
 #[test]
 fn an_event_larger_than_a_batch_travels_alone() {
     let large = "7".repeat(5000);
-    let events = [event(1, OWN, b"1"), event(2, OWN, large.as_bytes()), event(3, OWN, b"3")];
+    let events = [numbered(1, OWN, b"1"), numbered(2, OWN, large.as_bytes()), numbered(3, OWN, b"3")];
     let packs = pack(packer(limits(100, 1000)), &events);
     assert_eq!(packs.iter().map(|pack| pack.head.count).collect::<Vec<_>>(), [1, 1, 1]);
     assert_eq!(carried(&packs), events);
 }
 
 #[test]
-fn a_batch_is_closed_when_its_first_event_has_waited_long_enough() {
+fn a_batch_is_due_when_its_first_event_has_waited_long_enough() {
     let ms = Duration::from_millis;
     let mut packer = packer(limits(100, 100_000));
     assert_eq!(packer.due(), None);
     packer.push(&event(1, OWN, b"1"), ms(10));
     packer.push(&event(2, OWN, b"2"), ms(11));
     assert_eq!(packer.due(), Some(ms(12)));
-    assert!(packer.close_due(ms(11)).is_none());
-    assert_eq!(packer.close_due(ms(12)).unwrap().head.count, 2);
-    assert!(packer.close_due(ms(100)).is_none());
+    assert_eq!(packer.close().unwrap().head.count, 2);
+    assert_eq!(packer.due(), None);
     packer.push(&event(3, OWN, b"3"), ms(20));
     assert_eq!(packer.due(), Some(ms(22)), "the wait begins with the batch");
 }
 
 #[test]
-fn what_was_cleared_is_in_no_batch() {
-    let mut packer = packer(limits(100, 100_000));
-    packer.push(&event(1, OWN, b"1"), Tick::ZERO);
-    packer.clear();
-    assert_eq!(packer.due(), None);
-    packer.push(&event(5, OWN, b"5"), Tick::ZERO);
-    let pack = packer.close().unwrap();
-    assert_eq!((pack.head.first, pack.head.count), (5, 1));
-}
-
-#[test]
 fn a_batch_of_one_subject_carries_it_and_one_of_several_carries_its_origin() {
-    let one = [event(1, "lucent.hierarchy.node.n1.a", b"1"), event(2, "lucent.hierarchy.node.n1.a", b"2")];
-    assert_eq!(pack(packer(PackLimits::default()), &one)[0].subject, "lucent.hierarchy.node.n1.a");
-    let two = [event(1, "lucent.hierarchy.node.n1.a", b"1"), event(2, "lucent.hierarchy.node.n1.b", b"2")];
+    let [a, b] = ["a", "b"].map(|tail| format!("{OWN}.{tail}"));
+    let one = [numbered(1, &a, b"1"), numbered(2, &a, b"2")];
+    assert_eq!(pack(packer(PackLimits::default()), &one)[0].subject, a);
+    let two = [numbered(1, &a, b"1"), numbered(2, &b, b"2")];
     let packs = pack(packer(PackLimits::default()), &two);
     assert_eq!(packs[0].subject, OWN);
-    assert_eq!(packs[0].head.subjects, ["lucent.hierarchy.node.n1.a", "lucent.hierarchy.node.n1.b"]);
+    assert_eq!(packs[0].head.subjects, [a, b]);
 }
 
 #[test]
 fn the_agents_own_subjects_travel_in_batches_of_their_own() {
     let tails = ["a", "b", "agent.telemetry", "agent.telemetry", "agent.rollup", "a", "agent", "agentx"];
     let events: Vec<_> =
-        tails.iter().zip(1..).map(|(tail, seq)| event(seq, &format!("{OWN}.{tail}"), b"{}")).collect();
+        tails.iter().zip(1..).map(|(tail, seq)| numbered(seq, &format!("{OWN}.{tail}"), b"{}")).collect();
     let packs = pack(packer(PackLimits::default()), &events);
     let found: Vec<_> = packs.iter().map(|p| (p.subject.as_str(), p.head.count)).collect();
     assert_eq!(
@@ -197,7 +166,7 @@ fn the_agents_own_subjects_travel_in_batches_of_their_own() {
 
 #[test]
 fn a_batch_holds_no_more_than_64_subjects() {
-    let events: Vec<_> = (1..=130).map(|seq| event(seq, &format!("{OWN}.s{seq}"), b"{}")).collect();
+    let events: Vec<_> = (1..=130).map(|seq| numbered(seq, &format!("{OWN}.s{seq}"), b"{}")).collect();
     let packs = pack(packer(PackLimits::default()), &events);
     let sizes: Vec<_> = packs.iter().map(|pack| pack.head.subjects.len()).collect();
     assert_eq!(sizes, [MAX_SUBJECTS, MAX_SUBJECTS, 2]);
@@ -218,7 +187,7 @@ fn an_event_that_must_be_refused_takes_no_other_with_it() {
         "lucent.commands.trading.execute",
     ] {
         let own = format!("{OWN}.a");
-        let events = [event(1, &own, b"1"), event(2, unfit, b"2"), event(3, &own, b"3")];
+        let events = [numbered(1, &own, b"1"), numbered(2, unfit, b"2"), numbered(3, &own, b"3")];
         let packs = pack(packer(PackLimits::default()), &events);
         let found: Vec<_> = packs.iter().map(|pack| carry(&world, pack).map(|events| events.len())).collect();
         let refusal = *found[1].as_ref().unwrap_err();
@@ -230,7 +199,7 @@ fn an_event_that_must_be_refused_takes_no_other_with_it() {
 #[test]
 fn nobody_speaks_for_another() {
     let world = World::committed();
-    let pack = pack(packer(PackLimits::default()), &[event(1, &format!("{OWN}.a"), b"1")]).remove(0);
+    let pack = pack(packer(PackLimits::default()), &[numbered(1, &format!("{OWN}.a"), b"1")]).remove(0);
     let sealed = seal_pack(&world.signer("n1"), &pack);
     let envelope = Parsed::parse(&sealed.bytes).unwrap();
     let check = |path: &str| check_speaker(&path.parse::<Path>().unwrap(), &envelope);

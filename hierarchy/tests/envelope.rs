@@ -7,8 +7,8 @@ mod support;
 use std::{collections::BTreeMap, time::Duration};
 
 use hierarchy::{
-    Digest, Millis, Refusal,
-    envelope::{BatchHead, Draft, MAX_BYTES, MAX_EVENT_BYTES, Parsed, Priority, Sealed},
+    Digest, Lane, Millis, Refusal,
+    envelope::{BatchHead, Draft, MAX_BYTES, MAX_EVENT_BYTES, Parsed, Sealed},
     link::{Event, PackLimits, Tick},
     signing::{Timeliness, Verifier},
 };
@@ -62,7 +62,7 @@ proptest! {
             proptest::option::of(outer_text()),
         ),
         (message_type, subject) in (outer_text(), outer_text()),
-        priority in prop_oneof![Just(Priority::Critical), Just(Priority::Normal), Just(Priority::Bulk)],
+        priority in prop_oneof![Just(Lane::Critical), Just(Lane::Normal), Just(Lane::Bulk)],
         batch in proptest::option::of(head()),
         value in json(),
         pretty in any::<bool>(),

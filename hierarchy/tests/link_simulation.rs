@@ -1,53 +1,36 @@
-//! The two ends of the link in a world that loses, repeats, reorders and crashes, driven by a seed.
+//! The two ends of the link in a world that loses, repeats, reorders, crashes and rolls stores back,
+//! driven by a seed.
 //!
-//! The oracle is conservation: what the child's store held is in the parent's store once, in order,
-//! and the child never forgot a place that the parent's store does not have. A failing seed is
-//! printed; `LUCENT_SEED=n cargo test -p hierarchy --test link_simulation` replays it.
+//! The oracle is conservation: every event that the child's store took is in the parent's store once,
+//! or was refused by name, or was lost with a store that went back in time, and then only so much of
+//! it. In a lane the events of an incarnation are in order. A failing seed is printed;
+//! `LUCENT_SEED=n cargo test -p hierarchy --test link_simulation` replays it.
 #![allow(clippy::unwrap_used)]
 
-use std::{collections::VecDeque, time::Duration};
+#[path = "link_simulation/child.rs"]
+mod child;
+#[path = "link_simulation/parent.rs"]
+mod parent;
+#[path = "link_simulation/random.rs"]
+mod random;
 
-use bytes::Bytes;
+use std::{collections::BTreeSet, time::Duration};
+
+use child::{ChildSide, FromChild};
 use hierarchy::{
-    Digest, Millis, Refusal,
-    link::{
-        Child, ChildLimits, ChildMessage, ChildOutput, Cursor, Parcel, ParcelHead, Parent, ParentMessage,
-        ParentOutput, Record, Tick, Verdict,
-    },
+    Lane,
+    link::{ParentMessage, Tick},
 };
+use parent::ParentSide;
+use random::Random;
 
-/// xorshift64*: small, seeded, good enough to shuffle events.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-}
+/// An event's name: lane, incarnation of its origin, number.
+type Event = (Lane, u64, u64);
 
 #[derive(Clone)]
 enum Wire {
-    Up(ChildMessage),
+    Up(FromChild),
     Down(ParentMessage),
-}
-
-/// A parcel in the parent's durable store.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Stored {
-    record: Record,
-    /// The first place of the child's store that it covers is the one behind this.
-    after: u64,
 }
 
 struct World {
@@ -56,46 +39,24 @@ struct World {
     wire: Vec<(Tick, Wire)>,
     cut: bool,
     loss: u64,
-    // The child's machine.
-    child: Child,
-    stored: u64,
-    released: u64,
-    reading: Option<u64>,
-    poison: u64,
-    // The parent's machine.
-    parent: Parent,
-    log: Vec<Stored>,
-    buried: Vec<u64>,
-    checkpoint: Cursor,
-    writing: VecDeque<(Stored, bool)>,
-}
-
-const INCARNATION: u64 = 7;
-
-fn limits() -> ChildLimits {
-    ChildLimits { frames: 4, frame_bytes: 400, frame_parcels: 5, retry: Duration::from_millis(200) }
+    child: ChildSide,
+    parent: ParentSide,
+    /// Events that a store lost when it went back in time, and that nobody else had.
+    rolled_back: BTreeSet<Event>,
 }
 
 impl World {
     fn new(seed: u64) -> World {
-        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        let child = Child::new(limits(), random.below(1 << 40), Tick::ZERO);
+        let mut random = Random::new(seed);
         World {
-            random,
             now: Tick::ZERO,
             wire: Vec::new(),
             cut: false,
             loss: 10,
-            child,
-            stored: 0,
-            released: 0,
-            reading: None,
-            poison: 13,
-            parent: Parent::new(Cursor::default(), 1500),
-            log: Vec::new(),
-            buried: Vec::new(),
-            checkpoint: Cursor::default(),
-            writing: VecDeque::new(),
+            child: ChildSide::new(&mut random),
+            parent: ParentSide::new(),
+            rolled_back: BTreeSet::new(),
+            random,
         }
     }
 
@@ -109,170 +70,88 @@ impl World {
         }
     }
 
-    fn run_child(&mut self) {
-        while let Some(output) = self.child.poll(self.now) {
-            match output {
-                ChildOutput::Greet { session } => self.send(Wire::Up(ChildMessage::Hello {
-                    session,
-                    incarnation: INCARNATION,
-                    start: 0,
-                    last: self.stored,
-                    version: String::new(),
-                })),
-                ChildOutput::Send { session, parcels, .. } => {
-                    let frame = ChildOutput::frame(session, &parcels, self.stored);
-                    self.send(Wire::Up(frame));
-                }
-                ChildOutput::Resume { after } => {
-                    self.released = self.released.max(after);
-                    self.reading = Some(after);
-                }
-                ChildOutput::Pause => self.reading = None,
-                ChildOutput::Release { up_to, .. } => self.released = self.released.max(up_to),
-            }
-            self.read_store();
-        }
-        self.read_store();
-    }
-
-    /// Cuts what is stored into parcels anew each time, as a restarted packer does.
-    fn read_store(&mut self) {
-        while let Some(after) = self.reading
-            && after < self.stored
-            && self.child.wants_more()
-        {
-            let last = (after + 1 + self.random.below(4)).min(self.stored);
-            let bytes = Bytes::from(vec![0; 20 * (last - after) as usize]);
-            let digest = Digest::sha256(&last.to_be_bytes());
-            self.child.offer(Parcel { after, last, bytes, digest, kid: Digest([1; 32]) });
-            self.reading = Some(last);
-        }
-    }
-
-    fn deliver(&mut self, wire: Wire) {
-        match wire {
-            Wire::Down(message) => self.child.on_message(&message, self.now),
-            Wire::Up(ChildMessage::Hello { session, incarnation, start, .. }) => {
-                self.parent.on_hello(session, incarnation, start);
-            }
-            Wire::Up(ChildMessage::Frame { session, parcels, .. }) => self.judge(session, &parcels),
-            Wire::Up(_) => unreachable!("the simulation sends nothing else"),
-        }
-    }
-
-    fn judge(&mut self, session: u64, parcels: &[ParcelHead]) {
-        let poisoned = |p: &ParcelHead| p.after < self.poison && self.poison <= p.last;
-        let verdicts: Vec<_> = parcels
-            .iter()
-            .map(|p| if poisoned(p) { Verdict::Refused(Refusal::BadPayload) } else { Verdict::Sound })
-            .collect();
-        for output in self.parent.on_frame(session, parcels, &verdicts) {
-            match output {
-                ParentOutput::Store { index, record } => {
-                    let fails = self.random.chance(2);
-                    self.writing.push_back((Stored { record, after: parcels[index].after }, fails));
-                }
-                ParentOutput::Bury { index, .. } => {
-                    self.buried.extend(parcels[index].after + 1..=parcels[index].last);
-                }
-                ParentOutput::Reset { session } => self.send(Wire::Down(ParentMessage::Reset { session })),
-            }
-        }
-    }
-
-    fn run_store(&mut self) {
-        if let Some((stored, fails)) = self.writing.pop_front() {
-            if fails {
-                self.parent.on_store_failed(stored.record.last);
-            } else {
-                self.log.push(stored);
-                self.parent.on_stored(stored.record.last);
-            }
-        }
-        if self.parent.is_broken() && self.writing.is_empty() {
-            let cursor = self.recover();
-            self.parent.on_recovered(cursor);
-        }
-        if self.random.chance(5) && !self.parent.is_storing() {
-            self.checkpoint = self.parent.cursor();
-        }
-        if let Some(reply) = self.parent.take_reply(Millis(0), "") {
-            self.send(Wire::Down(reply));
-        }
-    }
-
-    /// What the store says behind the checkpoint; orphans leave it.
-    fn recover(&mut self) -> Cursor {
-        let mut cursor = self.checkpoint;
-        self.log.retain(|stored| match cursor.follow(stored.record) {
-            Some(next) => {
-                cursor = next;
-                true
-            }
-            None => false,
-        });
-        cursor
-    }
-
-    fn crash_child(&mut self) {
-        self.child = Child::new(limits(), self.random.below(1 << 40), self.now);
-        self.reading = None;
-    }
-
-    /// The agent dies; its server lives and finishes what it was given, or dies and forgets it.
-    fn crash_parent(&mut self) {
-        let server_dies = self.random.chance(50);
-        for (stored, fails) in std::mem::take(&mut self.writing) {
-            if server_dies {
-                break;
-            }
-            if !fails {
-                self.log.push(stored);
-            }
-        }
-        let cursor = self.recover();
-        self.parent = Parent::new(cursor, 1500);
-    }
-
     fn step(&mut self) {
         self.now += Duration::from_millis(1 + self.random.below(10));
         let (due, later): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.wire).into_iter().partition(|(at, _)| *at <= self.now);
         self.wire = later;
         for (_, wire) in due {
-            if !self.cut {
-                self.deliver(wire);
+            match wire {
+                _ if self.cut => {}
+                Wire::Down(message) => self.child.machine.on_message(&message, self.now),
+                Wire::Up(message) => {
+                    let answers = self.parent.on_message(message, &mut self.random);
+                    answers.into_iter().for_each(|answer| self.send(Wire::Down(answer)));
+                }
             }
         }
-        self.run_store();
-        self.run_child();
+        let answers = self.parent.run(&mut self.random);
+        answers.into_iter().for_each(|answer| self.send(Wire::Down(answer)));
+        let messages = self.child.run(&mut self.random, self.now);
+        messages.into_iter().for_each(|message| self.send(Wire::Up(message)));
     }
 
     fn trouble(&mut self) {
-        match self.random.below(400) {
-            0 => self.crash_child(),
-            1 => self.crash_parent(),
+        match self.random.below(600) {
+            0 => self.child.restart(&mut self.random, self.now),
+            1 => self.parent.restart(&mut self.random),
             2 => self.cut = true,
             3..=8 => self.cut = false,
+            9 => self.child.back_up(),
+            10 if self.random.chance(40) => {
+                let lost = self.child.go_back(&mut self.random, self.now);
+                self.lost_unless_at_parent(lost);
+            }
+            11 if self.random.chance(20) => {
+                let lost = self.parent.go_back(&mut self.random);
+                self.lost_unless_at_child(lost);
+            }
             _ => {}
         }
         if self.random.chance(20) {
-            self.stored += self.random.below(4);
+            self.child.publish(&mut self.random);
         }
     }
 
+    fn lost_unless_at_parent(&mut self, lost: BTreeSet<Event>) {
+        let there = self.parent.safe_events();
+        self.rolled_back.extend(lost.difference(&there));
+    }
+
+    /// With a receipt on its way the child may forget what it covers at any moment.
+    fn lost_unless_at_child(&mut self, lost: BTreeSet<Event>) {
+        let acknowledged = self.wire.iter().any(|(_, wire)| matches!(wire, Wire::Down(_)));
+        let there = if acknowledged { BTreeSet::new() } else { self.child.held() };
+        self.rolled_back.extend(lost.difference(&there));
+    }
+
+    /// Nothing is there twice or out of order, and what the child forgot has arrived or is accounted for.
     fn check(&self) {
-        let mut arrived: Vec<u64> = Vec::new();
-        for Stored { record, after } in &self.log {
-            let tail = arrived.last().copied().unwrap_or(0);
-            assert!(*after >= tail, "doubled: {record:?} behind {tail}");
-            assert!(record.last > *after);
-            arrived.extend(after + 1..=record.last);
+        let arrived = self.parent.check_order();
+        let (held, buried) = (self.child.held(), &self.parent.buried);
+        for event in &self.child.published {
+            let found = arrived.contains(event)
+                || held.contains(event)
+                || buried.contains(event)
+                || self.rolled_back.contains(event);
+            assert!(found, "lost: {event:?} was forgotten and never arrived");
         }
-        let known: std::collections::HashSet<u64> = arrived.iter().chain(&self.buried).copied().collect();
-        for place in 1..=self.released {
-            assert!(known.contains(&place), "lost: place {place} was forgotten and never arrived");
+    }
+
+    /// Once there is peace, everything that was not rolled back has arrived, and what is missing is what
+    /// the parent says is missing.
+    fn check_end(&self) {
+        self.check();
+        let arrived = self.parent.check_order();
+        for event in &self.child.published {
+            let (there, buried) = (arrived.contains(event), self.parent.buried.contains(event));
+            assert!(there || buried || self.rolled_back.contains(event), "{event:?} never arrived");
+            let later = arrived.range((event.0, event.1, event.2 + 1)..=(event.0, event.1, u64::MAX));
+            if !there && !buried && later.count() > 0 {
+                assert!(self.parent.gaps.contains(event), "{event:?} is missing and nobody says so");
+            }
         }
+        assert!(self.child.is_empty(), "the queues did not empty after the heal");
     }
 }
 
@@ -285,17 +164,14 @@ fn simulate(seed: u64) {
             world.check();
         }
     }
-    // Peace: everything must arrive.
     (world.cut, world.loss) = (false, 0);
     for _ in 0..20_000 {
-        // The last places may be refused ones, whose refusal only a checkpoint remembers.
-        if world.released == world.stored && world.wire.is_empty() {
+        if world.child.is_empty() && world.wire.is_empty() {
             break;
         }
         world.step();
     }
-    world.check();
-    assert_eq!(world.released, world.stored, "the queue did not empty after the heal");
+    world.check_end();
 }
 
 #[test]

@@ -8,7 +8,7 @@ mod support;
 
 use hierarchy::{
     Millis, Refusal,
-    link::{Batch, ChildMessage, ParentMessage, batch::check_speaker, message},
+    link::{ChildMessage, ParentMessage, batch::check_speaker, message},
     signing::{Binding, Verified, Verifier},
 };
 use serde::{Deserialize, Serialize};
@@ -62,22 +62,8 @@ fn every_batch_is_judged_as_its_vector_says() {
         let bytes = vector.bytes();
         let envelope = verify(&verifier, vector, &bytes)?.envelope;
         check_speaker(&envelope.identity().path, &envelope)?;
-        let subjects = &envelope.batch().unwrap().subjects;
-        let batch = Batch::read(&envelope)?;
-        let events: Vec<_> = batch
-            .events
-            .iter()
-            .map(|event| {
-                let event = hierarchy::link::Event {
-                    seq: event.seq,
-                    ts: event.ts,
-                    subject: subjects[usize::from(event.sub)].clone(),
-                    headers: event.hdr.clone(),
-                    data: event.bytes().into(),
-                };
-                batch_cases::vector_event(&event)
-            })
-            .collect::<Vec<VectorEvent>>();
+        let events = batch_cases::events_of(&envelope)?;
+        let events: Vec<VectorEvent> = events.iter().map(batch_cases::vector_event).collect();
         yields(vector, &vector.events, &events);
         Ok(())
     });
@@ -138,6 +124,28 @@ fn the_link_messages_in_the_vectors_are_read_and_written_as_they_stand() {
     }
 }
 
+#[test]
+fn a_link_message_that_leaves_out_a_lane_or_names_another_is_not_read() {
+    let (mut read, mut refused) = (0, 0);
+    for example in vector::read::<Vec<LinkExample>>("link.json") {
+        let text = example.payload.get();
+        let sound = |text: &str| {
+            serde_json::from_str::<ChildMessage>(text).is_ok()
+                || serde_json::from_str::<ParentMessage>(text).is_ok()
+        };
+        read += usize::from(sound(text));
+        for (from, to) in
+            [("\"bulk\":", "\"express\":"), ("\"normal\"", "\"express\""), ("\"lane\":", "\"l\":")]
+        {
+            if text.contains(from) {
+                assert!(!sound(&text.replace(from, to)), "{from} in {text}");
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!((read, refused), (6, 9));
+}
+
 /// A frame as it travels: its envelope, a line feed, its batches.
 #[test]
 fn the_frame_in_the_vectors_is_cut_into_its_batches() {
@@ -146,15 +154,21 @@ fn the_frame_in_the_vectors_is_cut_into_its_batches() {
     let verifier = World::committed().verifier();
     let age = hierarchy::signing::Timeliness::Live(std::time::Duration::from_secs(60));
     let envelope = verifier.verify(&frame[..end], support::world::NOW, age).unwrap().envelope;
-    let ChildMessage::Frame { parcels, .. } = serde_json::from_str(envelope.payload().get()).unwrap() else {
+    let ChildMessage::Frame { lane, parcels, .. } = serde_json::from_str(envelope.payload().get()).unwrap()
+    else {
         panic!("no frame");
     };
     let batches = message::cut(&parcels, bytes::Bytes::copy_from_slice(&frame[end + 1..])).unwrap();
     assert_eq!(batches.len(), 2);
+    let mut answered_for = 0;
     for (head, batch) in parcels.iter().zip(&batches) {
         let age = hierarchy::signing::Timeliness::Stored(std::time::Duration::from_secs(60));
         let verified = verifier.verify(batch, support::world::NOW, age).unwrap();
         assert_eq!(verified.digest, head.digest);
+        assert_eq!(verified.envelope.priority(), lane);
+        let numbers = verified.envelope.batch().unwrap();
+        assert_eq!(numbers.first, answered_for + 1, "batches follow each other without a gap");
+        answered_for = numbers.last;
     }
     assert!(message::cut(&parcels, bytes::Bytes::copy_from_slice(&frame[end..])).is_none());
     assert!(message::cut(&parcels[..1], bytes::Bytes::copy_from_slice(&frame[end + 1..])).is_none());

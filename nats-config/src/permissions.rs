@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn what_is_the_agents_stays_the_agents() {
-        for spec in crate::kv_buckets(Level::Site, &crate::streams::StreamLimits::new(Level::Site, 1 << 30)) {
+        for spec in crate::kv_buckets(Level::Site, &crate::streams::StreamLimits::new(1 << 30)) {
             assert!(!local_may_publish("s1", &format!("$KV.{}.key", spec.bucket)));
         }
         for name in AGENT_CONSUMERS {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hierarchy::{Level, subject};
+use hierarchy::{Lane, Level, subject};
 use serde::{Deserialize, Serialize};
 
 /// A stream. All of them are stored in files.
@@ -14,7 +14,7 @@ pub struct StreamSpec {
     pub subjects: Vec<String>,
     /// What makes a message leave.
     pub retention: Retention,
-    /// How long a message stays at most.
+    /// How long a message stays at most; zero for ever.
     pub max_age: Duration,
     /// How many messages stay at most; `None` for any number.
     pub max_msgs: Option<u64>,
@@ -32,6 +32,8 @@ pub struct StreamSpec {
     /// Whether the server stays silent on storing. It must where requests are stored, or its
     /// acknowledgement reaches the requester before the service's answer does.
     pub no_ack: bool,
+    /// What is heard again, and on which subject, once it is stored: source and destination pattern.
+    pub republish: Option<[String; 2]>,
 }
 
 /// What makes a message leave a stream, beside its limits.
@@ -76,7 +78,8 @@ pub struct KvSpec {
 pub struct StreamLimits {
     /// Bytes for all streams and buckets together: the server's `max_file_store`.
     pub max_file_store: u64,
-    /// How long HIERARCHY holds an event that it cannot hand on; at global, how far back it reaches.
+    /// How far back HIERARCHY reaches at global. Below it no stream forgets an event by age: the agent does,
+    /// and says so.
     pub hierarchy_max_age: Duration,
     /// How many servers of the core hold a message. Below the core it is always one.
     pub core_replicas: u8,
@@ -84,6 +87,9 @@ pub struct StreamLimits {
     pub max_msg_size: u32,
 }
 
+/// What is published at a level; at global also the batches from below.
+pub const HIERARCHY: &str = "HIERARCHY";
+const COMMANDS: &str = "COMMANDS";
 /// The cursors of the links.
 pub const LINK_BUCKET: &str = "LUCENT_LINK";
 /// The key bindings under which messages were signed.
@@ -91,6 +97,9 @@ pub const BINDINGS_BUCKET: &str = "LUCENT_BINDINGS";
 /// The state of tasks.
 pub const TASKS_BUCKET: &str = "LUCENT_TASKS";
 
+/// How the server writes that age removes nothing.
+const FOR_EVER: Duration = Duration::ZERO;
+const WINDOW: Duration = Duration::from_secs(120);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -98,12 +107,9 @@ const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 const MOST_REPLICAS: u8 = 5;
 
 impl StreamLimits {
-    /// The limits of a server at `level` with `max_file_store` bytes.
-    pub const fn new(level: Level, max_file_store: u64) -> StreamLimits {
-        let hierarchy_max_age = match level {
-            Level::Node | Level::Cluster | Level::Site => DAY,
-            Level::Global => Duration::from_secs(7 * 24 * 3600),
-        };
+    /// The limits of a server with `max_file_store` bytes.
+    pub const fn new(max_file_store: u64) -> StreamLimits {
+        let hierarchy_max_age = Duration::from_secs(7 * 24 * 3600);
         StreamLimits { max_file_store, hierarchy_max_age, core_replicas: 3, max_msg_size: 8 << 20 }
     }
 
@@ -122,13 +128,16 @@ impl StreamLimits {
 /// expects wherever it runs, and goes on when the link above is cut. AGENT_COORDINATION is needed at
 /// nodes too, which store the tasks that were handed down to them.
 ///
-/// - **HIERARCHY** is the custody of events on their way up. It never drops an event on its own
-///   account below global: a full stream refuses, and the agent decides by lane what gives way and
-///   writes the loss receipt. An event leaves when the agent purges up to the cursor that the parent
-///   holds durably. A work queue would say the same, but asks for an acknowledgement of every
-///   message; limits and a purge are about four times cheaper. What age removes, the agent accounts
-///   for by the gap between its cursor and the first sequence. At global nothing is handed on: the
-///   stream is a log, whose oldest events go.
+/// - **HIERARCHY** takes events as they are published. Below global the agent packs them into signed
+///   batches at once, whether the link is up or not, and puts those into the lanes' streams; an event
+///   leaves once its batch is there. It takes only what applications of this level may publish. At
+///   global nothing is handed on: the stream is the log of all batches, whose oldest go.
+/// - **LANE_CRITICAL**, **LANE_NORMAL** and **LANE_BULK** are the custody of batches on their way up, from
+///   here and from below. A full one refuses; before that the agent decides what gives way and writes
+///   the loss receipt. A batch leaves when the agent purges up to the cursor that the parent holds
+///   durably. A work queue would say the same, but asks for an acknowledgement of every message;
+///   limits and a purge are about four times cheaper. What comes from below is heard again on its own
+///   subject, for whoever listens at this level.
 /// - **DOMAIN_EVENTS** and **SIGNALS** keep a message for the consumers that exist when it arrives. Without
 ///   any it is acknowledged and gone: make the durable consumer before the publisher.
 /// - **DOMAIN_EVENTS** and **AGENT_COORDINATION** refuse when full: an error is better than a trade or a task
@@ -137,24 +146,58 @@ impl StreamLimits {
 /// - **DEAD_LETTERS** is kept by limits, since a work queue cannot be browsed.
 pub fn streams(level: Level, limits: &StreamLimits) -> Vec<StreamSpec> {
     use {Discard::*, Retention::*};
-    let core = level == Level::Global;
-    let hierarchy_discard = if core { Old } else { New };
-    // Name, subjects, per cent of the store, retention, age, discard.
-    [
-        ("HIERARCHY", subject::HIERARCHY_ALL, 50, Limits, limits.hierarchy_max_age, hierarchy_discard),
-        ("AGENT_COORDINATION", subject::AGENTS_ALL, 8, WorkQueue, DAY, New),
-        ("DEAD_LETTERS", subject::DEAD_LETTERS_ALL, 8, Limits, MONTH, Old),
-        ("DOMAIN_EVENTS", "lucent.events.domain.>", 12, Interest, 365 * DAY, New),
-        ("COMMANDS", "lucent.commands.>", 4, Limits, HOUR, Old),
-        ("JOBS", "jobs.>", 6, WorkQueue, DAY, Old),
-        ("SIGNALS", "signals.>", 4, Interest, 7 * DAY, Old),
-    ]
-    .map(|(name, subjects, percent, retention, max_age, discard)| {
-        let audit = name == "COMMANDS";
+    let custody = match level {
+        Level::Global => {
+            vec![Row(
+                HIERARCHY,
+                vec![subject::HIERARCHY_ALL.into()],
+                50,
+                Limits,
+                limits.hierarchy_max_age,
+                Old,
+            )]
+        }
+        _ => {
+            let own = Level::ALL.into_iter().filter(|other| *other >= level);
+            let inbox = own.flat_map(published_at).collect();
+            let lane = |lane: Lane| {
+                Row(
+                    lane_stream(lane),
+                    vec![subject::lane_all(lane)],
+                    lane_percent(lane),
+                    Limits,
+                    FOR_EVER,
+                    New,
+                )
+            };
+            let inbox = Row(HIERARCHY, inbox, 10, Limits, FOR_EVER, New);
+            [vec![inbox], Lane::ALL.map(lane).into()].concat()
+        }
+    };
+    let others = vec![
+        Row("AGENT_COORDINATION", vec![subject::AGENTS_ALL.into()], 8, WorkQueue, DAY, New),
+        Row("DEAD_LETTERS", vec![subject::DEAD_LETTERS_ALL.into()], 8, Limits, MONTH, Old),
+        Row("DOMAIN_EVENTS", vec!["lucent.events.domain.>".into()], 12, Interest, 365 * DAY, New),
+        Row(COMMANDS, vec!["lucent.commands.>".into()], 4, Limits, HOUR, Old),
+        Row("JOBS", vec!["jobs.>".into()], 6, WorkQueue, DAY, Old),
+        Row("SIGNALS", vec!["signals.>".into()], 4, Interest, 7 * DAY, Old),
+    ];
+    [custody, others].concat().into_iter().map(|row| row.spec(level, limits)).collect()
+}
+
+/// Name, subjects, per cent of the store, retention, age, discard.
+#[derive(Clone)]
+struct Row(&'static str, Vec<String>, u64, Retention, Duration, Discard);
+
+impl Row {
+    fn spec(self, level: Level, limits: &StreamLimits) -> StreamSpec {
+        let Row(name, subjects, percent, retention, max_age, discard) = self;
+        let audit = name == COMMANDS;
         let max_bytes = limits.share(percent);
+        let lane = Lane::ALL.into_iter().find(|lane| lane_stream(*lane) == name);
         StreamSpec {
             name: name.to_owned(),
-            subjects: vec![subjects.to_owned()],
+            subjects,
             retention,
             max_age,
             max_msgs: audit.then_some(100_000),
@@ -162,12 +205,45 @@ pub fn streams(level: Level, limits: &StreamLimits) -> Vec<StreamSpec> {
             replicas: limits.replicas(level, if audit { 1 } else { MOST_REPLICAS }),
             discard,
             // The server wants a window no longer than the age.
-            duplicate_window: Duration::from_secs(120).min(max_age),
+            duplicate_window: if max_age == FOR_EVER { WINDOW } else { WINDOW.min(max_age) },
             max_msg_size: limits.max_msg_size.min(u32::try_from(max_bytes).unwrap_or(u32::MAX)),
             no_ack: audit,
+            republish: lane
+                .map(|lane| [format!("lucent.lane.{lane}.below.>"), subject::HIERARCHY_ALL.to_owned()]),
         }
-    })
-    .into()
+    }
+}
+
+/// The stream in which a lane waits for the way up, below global.
+pub const fn lane_stream(lane: Lane) -> &'static str {
+    match lane {
+        Lane::Critical => "LANE_CRITICAL",
+        Lane::Normal => "LANE_NORMAL",
+        Lane::Bulk => "LANE_BULK",
+    }
+}
+
+/// What a lane's stream takes of the store.
+const fn lane_percent(lane: Lane) -> u64 {
+    match lane {
+        Lane::Critical => 6,
+        Lane::Normal => 16,
+        Lane::Bulk => 18,
+    }
+}
+
+/// Bytes that a lane's stream may hold.
+pub fn lane_bytes(lane: Lane, limits: &StreamLimits) -> u64 {
+    limits.share(lane_percent(lane))
+}
+
+/// The subjects of the agents of a level.
+fn published_at(level: Level) -> Vec<String> {
+    let base = format!("lucent.hierarchy.{level}");
+    match level {
+        Level::Global => vec![base.clone(), format!("{base}.>")],
+        _ => vec![format!("{base}.>")],
+    }
 }
 
 /// Bucket, per cent of the store, values a key, time to live.
@@ -200,7 +276,7 @@ mod tests {
     use super::*;
 
     fn at(level: Level) -> (Vec<StreamSpec>, StreamLimits) {
-        let limits = StreamLimits::new(level, 1 << 30);
+        let limits = StreamLimits::new(1 << 30);
         (streams(level, &limits), limits)
     }
 
@@ -212,7 +288,7 @@ mod tests {
     fn all_streams_and_buckets_fit_into_the_store_together() {
         for level in Level::ALL {
             for store in [64 << 20, (1 << 30) + 7, 1 << 50] {
-                let limits = StreamLimits::new(level, store);
+                let limits = StreamLimits::new(store);
                 let (streams, buckets) = (streams(level, &limits), kv_buckets(level, &limits));
                 let all = streams.iter().map(|s| s.max_bytes).chain(buckets.iter().map(|b| b.max_bytes));
                 assert!(all.clone().all(|bytes| bytes > 0));
@@ -225,9 +301,11 @@ mod tests {
     #[test]
     fn no_event_on_its_way_up_is_dropped_silently() {
         for level in [Level::Node, Level::Cluster, Level::Site] {
-            let hierarchy = named(level, "HIERARCHY");
-            assert_eq!((hierarchy.discard, hierarchy.retention), (Discard::New, Retention::Limits));
-            assert_eq!(hierarchy.max_age, DAY);
+            for name in ["HIERARCHY", "LANE_CRITICAL", "LANE_NORMAL", "LANE_BULK"] {
+                let stream = named(level, name);
+                assert_eq!((stream.discard, stream.retention), (Discard::New, Retention::Limits));
+                assert_eq!((stream.max_age, stream.max_msgs), (Duration::ZERO, None));
+            }
         }
         assert_eq!(named(Level::Global, "HIERARCHY").discard, Discard::Old);
     }
@@ -237,10 +315,24 @@ mod tests {
         for level in Level::ALL {
             let patterns: Vec<_> = at(level).0.into_iter().flat_map(|s| s.subjects).collect();
             for (i, pattern) in patterns.iter().enumerate() {
-                let prefix = pattern.strip_suffix('>').expect("a `*` would miss deeper subjects");
-                assert!(patterns.iter().skip(i + 1).all(|other| !other.starts_with(prefix)));
+                let prefix = pattern.strip_suffix('>').unwrap_or(pattern);
+                assert!(!pattern.contains('*'), "a `*` would miss deeper subjects");
+                let clash = |other: &String| other.starts_with(prefix) && pattern.ends_with('>');
+                assert!(!patterns.iter().skip(i + 1).any(clash), "{pattern}");
             }
         }
+    }
+
+    /// What comes from below is heard again under `lucent.hierarchy.`: were it stored again, the agent
+    /// would take it for an event of this level.
+    #[test]
+    fn what_a_lane_says_again_is_not_stored_again() {
+        for (level, below) in [(Level::Cluster, "node"), (Level::Site, "node"), (Level::Site, "cluster")] {
+            let inbox = named(level, "HIERARCHY").subjects;
+            assert!(!inbox.iter().any(|subject| subject.starts_with(&format!("lucent.hierarchy.{below}"))));
+        }
+        assert!(named(Level::Node, "LANE_BULK").republish.is_some());
+        assert!(!at(Level::Global).0.iter().any(|stream| stream.republish.is_some()));
     }
 
     #[test]

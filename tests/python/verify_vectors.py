@@ -44,6 +44,7 @@ TOKEN = re.compile(
 ID = re.compile(r"[a-z0-9_-]{1,63}")
 DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
 LEVELS = ["global", "site", "cluster", "node"]
+LANES = ["critical", "normal", "bulk"]
 
 
 def token(text, at):
@@ -420,6 +421,7 @@ class Envelope:
     identity: Identity
     message_type: str
     subject: str
+    lane: str
     batch: dict
     payload: tuple
     digest: bytes
@@ -451,8 +453,8 @@ def read_envelope(data):
 
     metadata = fields(text, outer["metadata"][0], ["hierarchy_level", "security"], ["priority", "batch"])
     level = string(text, metadata["hierarchy_level"])
-    priority = string(text, metadata["priority"]) if "priority" in metadata else "normal"
-    if level not in LEVELS or priority not in ("critical", "normal", "bulk"):
+    lane = string(text, metadata["priority"]) if "priority" in metadata else "normal"
+    if level not in LEVELS or lane not in LANES:
         raise Bad("word")
     batch = read_head(text, metadata["batch"][0]) if "batch" in metadata else None
     security = fields(text, metadata["security"][0], ["identity", "kid"], ["permissions", "signature"])
@@ -463,7 +465,7 @@ def read_envelope(data):
     signature = string(text, security["signature"]) if "signature" in security else ""
     signed_at = timestamp(said["timestamp"])
     slot = security.get("signature")
-    return said, sender, level, batch, who, kid, signature, slot, signed_at, outer["payload"], text
+    return said, sender, level, lane, batch, who, kid, signature, slot, signed_at, outer["payload"], text
 
 
 def read_head(text, at):
@@ -485,7 +487,7 @@ def verify(data, bindings, now, timeliness):
         form = read_envelope(data)
     except (Bad, UnicodeDecodeError):
         raise Refused("malformed") from None
-    said, sender, level, batch, who, kid, signature, slot, signed_at, payload, text = form
+    said, sender, level, lane, batch, who, kid, signature, slot, signed_at, payload, text = form
     if said["version"] != "1.0":
         raise Refused("unsupported-version")
     try:
@@ -504,7 +506,7 @@ def verify(data, bindings, now, timeliness):
     if (who, sender["nodeId"], level) != (bound.identity, bound.identity.path, bound.identity.level):
         raise Refused("identity-mismatch")
     check_time(bound, signed_at, now, timeliness)
-    return Envelope(text, who, said["messageType"], said["subject"], batch, payload, digest)
+    return Envelope(text, who, said["messageType"], said["subject"], lane, batch, payload, digest)
 
 
 def check_time(bound, signed_at, now, timeliness):
@@ -538,15 +540,16 @@ def read_batch(envelope):
         raise Refused("bad-payload")
     if not all(may_speak(envelope.identity, s) for s in [envelope.subject, *head["subjects"]]):
         raise Refused("wrong-subject")
+    first, last = head["first"], head["last"]
+    if not 1 <= first <= last < U64 or head["count"] > last - first + 1:
+        raise Refused("bad-payload")
     try:
         events = read_events(envelope.text, envelope.payload[0], head)
     except Bad:
         raise Refused("bad-payload") from None
     numbers = [event["seq"] for event in events]
     rising = all(a < b for a, b in zip(numbers, numbers[1:]))
-    if not events or not rising or (numbers[0], numbers[-1]) != (head["first"], head["last"]):
-        raise Refused("bad-payload")
-    if len(events) != head["count"]:
+    if not events or not rising or numbers[0] < first or numbers[-1] > last or len(events) != head["count"]:
         raise Refused("bad-payload")
     return events
 
@@ -580,6 +583,50 @@ def read_events(text, at, head):
 
 def headers(text, at):
     return {name: strings(text, span) for name, span in fields(text, at, [], None).items()}
+
+
+# ---- section 8: the link -------------------------------------------------------------------------
+
+
+LINK_MESSAGES = {
+    "LinkHello": ("hello", ["session", "lanes", "version"], []),
+    "LinkWelcome": ("welcome", ["session", "lanes", "version"], []),
+    "LinkFrame": ("frame", ["session", "lane", "parcels", "last"], ["bindings"]),
+    "LinkAck": ("ack", ["session", "lane", "cursor", "credit", "receivedAt"], ["refused"]),
+    "LinkReset": ("reset", ["session"], []),
+}
+OF_A_LANE = {"LinkHello": (["incarnation", "start", "last"], []), "LinkWelcome": (["cursor", "credit"], ["digest"])}
+
+
+def read_link(kind, text, at):
+    """What a link message says."""
+    name, required, optional = LINK_MESSAGES[kind]
+    spans = fields(text, fields(text, at, [name])[name][0], required, optional)
+    said = {field: read_said(kind, field, text, span) for field, span in spans.items()}
+    if said["session"] >= 2**53 or said.get("lane", "bulk") not in LANES:
+        raise Bad("session or lane")
+    if [] in (said.get("bindings"), said.get("refused")):
+        raise Bad("an empty list")
+    return said
+
+
+def read_said(kind, field, text, span):
+    if field == "lanes":
+        lanes = fields(text, span[0], LANES)
+        return {lane: read_values(text, found[0], *OF_A_LANE[kind]) for lane, found in lanes.items()}
+    if field == "parcels":
+        return [read_values(text, item[0], ["after", "last", "len", "digest"]) for item in items(text, span)]
+    if field == "refused":
+        return [read_values(text, item[0], ["last", "reason"]) for item in items(text, span)]
+    if field == "bindings":
+        return [text[slice(*item)] for item in items(text, span)]
+    return string(text, span) if field in ("lane", "version") else integer(text, span)
+
+
+def read_values(text, at, required, optional=()):
+    special = {"digest": lambda text, span: base64url(string(text, span), 32), "reason": string}
+    spans = fields(text, at, required, optional)
+    return {name: special.get(name, integer)(text, span) for name, span in spans.items()}
 
 
 # ---- section 11: the vectors ---------------------------------------------------------------------
@@ -617,17 +664,33 @@ def check_writer(directory, world, bindings):
             yield f"{name}: another signature"
 
 
-def check_frame(directory, bindings):
+def check_link(directory):
+    text = (directory / "link.json").read_text()
+    for span in items(text, whole(text)):
+        message = fields(text, span[0], ["messageType", "payload"])
+        kind = string(text, message["messageType"])
+        try:
+            read_link(kind, text, message["payload"][0])
+        except Bad as bad:
+            yield f"link.json: {kind}: {bad}"
+
+
+def check_frame(directory, bindings, bundle):
     head, body = (directory / "frame.bin").read_bytes().split(b"\n", 1)
     envelope = verify(head, bindings, 0, "session")
-    frame = json.loads(envelope.text[slice(*envelope.payload)])["frame"]
-    if sum(parcel["len"] for parcel in frame["parcels"]) != len(body):
-        yield "frame.bin: lengths"
+    frame = read_link(envelope.message_type, envelope.text, envelope.payload[0])
+    shown = {check_binding(binding.encode(), bundle).kid for binding in frame["bindings"]}
+    if not shown <= bindings.keys() or sum(parcel["len"] for parcel in frame["parcels"]) != len(body):
+        yield "frame.bin: bindings or lengths"
+    place = arrived = 0
     for parcel in frame["parcels"]:
         batch, body = body[: parcel["len"]], body[parcel["len"] :]
         verified = verify(batch, bindings, 0, {"stored": 0})
-        if encode(verified.digest) != parcel["digest"] or not read_batch(verified):
+        if verified.digest != parcel["digest"] or verified.lane != frame["lane"] or not read_batch(verified):
             yield f"frame.bin: parcel {parcel['last']}"
+        if (parcel["after"], verified.batch["first"]) != (place, arrived + 1):
+            yield f"frame.bin: parcel {parcel['last']} does not follow the one before it"
+        place, arrived = parcel["last"], verified.batch["last"]
 
 
 def main():
@@ -665,7 +728,8 @@ def main():
         total += len(vectors)
         wrong += [f"{name}: {fault}" for fault in walk(vectors, act, result)]
     wrong += check_writer(directory, world, bindings)
-    wrong += check_frame(directory, bindings)
+    wrong += check_link(directory)
+    wrong += check_frame(directory, bindings, bundle)
     for fault in wrong:
         print(fault, file=sys.stderr)
     print(f"{total} vectors, {len(wrong)} judged wrongly")

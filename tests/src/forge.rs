@@ -3,8 +3,8 @@
 use agent::dev::identities::{IssuedSvid, TRUST_DOMAIN};
 use bytes::Bytes;
 use hierarchy::{
-    Identity, Millis, Path,
-    envelope::{BatchHead, Draft, Priority, Sealed, Sender},
+    Identity, Lane, Millis, Path,
+    envelope::{BatchHead, Draft, Sealed, Sender},
     link::{ChildMessage, ParcelHead, batch::MESSAGE_TYPE},
     signing::{Signer, SvidKey},
 };
@@ -86,7 +86,7 @@ pub fn frame(session: u64, after: u64, batches: &[Sealed]) -> ChildMessage {
         })
         .collect();
     let last = after + batches.len() as u64;
-    ChildMessage::Frame { session, bindings: Vec::new(), parcels, last }
+    ChildMessage::Frame { session, lane: Lane::Normal, bindings: Vec::new(), parcels, last }
 }
 
 fn envelope(
@@ -104,7 +104,7 @@ fn envelope(
         message_type: kind,
         subject,
         reply_to: None,
-        priority: Priority::Normal,
+        priority: Lane::Normal,
         batch,
         payload,
     })

@@ -16,7 +16,7 @@ use async_nats::{
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use hierarchy::{
-    Path,
+    Lane, Path,
     envelope::Parsed,
     link::{Batch, batch::Headers},
     signing::{Binding, Timeliness, TrustBundle, Verifier},
@@ -40,6 +40,8 @@ const STORED_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 pub struct Arrived {
     /// Which life of the origin's store its number belongs to.
     pub incarnation: u64,
+    /// Its lane.
+    pub lane: Lane,
     /// Its number in the origin's store.
     pub seq: u64,
     /// The subject that it was published on.
@@ -172,28 +174,35 @@ impl Seen {
         let mut faults = Faults::default();
         let events = self.events.get(origin).map(Vec::as_slice).unwrap_or_default();
         let mut places = BTreeSet::new();
-        let mut newest = (0, 0);
+        let mut newest = BTreeMap::new();
         for event in events {
             let place = (event.incarnation, event.seq);
-            if !places.insert(place) {
+            let newest = newest.entry(event.lane).or_insert((0, 0));
+            if !places.insert((event.lane, place)) {
                 faults.doubled.push(place);
-            } else if place < newest {
+            } else if place < *newest {
                 faults.out_of_order.push(place);
             }
-            newest = newest.max(place);
+            *newest = place.max(*newest);
         }
 
-        let mut arrived: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        let mut arrived: BTreeMap<u64, usize> = BTreeMap::new();
+        let mut furthest = 0;
         for event in events.iter().filter(|event| event.subject.ends_with(NUMBERED)) {
             let numbered = event.numbered();
             assert_eq!(numbered.origin, *origin, "an event of another origin: {event:?}");
-            arrived.entry(numbered.number).or_default().push(event.seq);
+            *arrived.entry(numbered.number).or_default() += 1;
+            // In the order in which the node's own server took them.
+            let place = ledger.acked.get(&numbered.number).copied().unwrap_or(furthest);
+            if place < furthest && !ledger.again.contains(&numbered.number) {
+                faults.displaced.push(numbered.number);
+            }
+            furthest = furthest.max(place);
         }
-        for (number, place) in &ledger.acked {
-            match arrived.get(number).map(Vec::as_slice) {
+        for number in ledger.acked.keys() {
+            match arrived.get(number) {
                 None => faults.lost.push(*number),
-                Some(places) if !places.contains(place) => faults.displaced.push(*number),
-                Some([_, _, ..]) if !ledger.again.contains(number) => faults.repeated.push(*number),
+                Some(2..) if !ledger.again.contains(number) => faults.repeated.push(*number),
                 Some(_) => {}
             }
         }
@@ -250,11 +259,13 @@ impl Reader {
             .and_then(|verified| {
                 let head = verified.envelope.batch().cloned().ok_or(hierarchy::Refusal::BadPayload)?;
                 let batch = Batch::read(&verified.envelope)?;
+                let lane = verified.envelope.priority();
                 let arrived: Vec<Arrived> = batch
                     .events
                     .iter()
                     .map(|event| Arrived {
                         incarnation: head.incarnation,
+                        lane,
                         seq: event.seq,
                         subject: head.subjects[usize::from(event.sub)].clone(),
                         headers: event.hdr.clone(),

@@ -85,13 +85,11 @@ async fn nothing_new_is_lost_with(new: u64) {
     assert_eq!(bodies.len(), once.len(), "some arrived more than once");
 }
 
-#[ignore = "not yet: what was taken before the link came up is passed over as if it had arrived"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_went_back_behind_what_the_parent_has_loses_nothing_new() {
     nothing_new_is_lost_with(20).await;
 }
 
-#[ignore = "not yet: the welcome tells a place and not what was there, so new events are taken for old ones"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_went_back_and_has_grown_beyond_what_the_parent_has_loses_nothing_new() {
     nothing_new_is_lost_with(400).await;

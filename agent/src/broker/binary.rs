@@ -13,11 +13,13 @@ pub struct Binary {
     pub program: PathBuf,
     /// Its version.
     pub version: ServerVersion,
+    /// How large its heap may grow, in bytes, before Go collects garbage with all its might.
+    pub heap_limit: u64,
 }
 
 impl Binary {
     /// Asks the program for its version. A bare name is looked up on PATH by the system.
-    pub async fn find(program: &Path) -> Result<Binary, BrokerError> {
+    pub async fn find(program: &Path, heap_limit: u64) -> Result<Binary, BrokerError> {
         let name = program.display().to_string();
         let output = tokio::process::Command::new(program).arg("--version").output();
         let output = tokio::time::timeout(std::time::Duration::from_secs(10), output);
@@ -35,7 +37,7 @@ impl Binary {
         };
         let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         let version = text.parse().map_err(|_| BrokerError::NoVersion { program: name, reason: text })?;
-        Ok(Binary { program: program.to_owned(), version })
+        Ok(Binary { program: program.to_owned(), version, heap_limit })
     }
 
     /// Says what this version lacks, and refuses it where it would face a network.

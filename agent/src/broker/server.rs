@@ -189,7 +189,7 @@ fn spawn(binary: &Binary, files: &Files) -> Result<Child, BrokerError> {
         .arg("--log")
         .arg(&files.log)
         // Go frees memory late unless told that there is a limit.
-        .env("GOMEMLIMIT", std::env::var("GOMEMLIMIT").unwrap_or_else(|_| "64MiB".into()))
+        .env("GOMEMLIMIT", binary.heap_limit.to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())

@@ -3,7 +3,7 @@
 use async_nats::jetstream::{
     self, ErrorCode,
     context::GetStreamErrorKind,
-    stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType},
+    stream::{Config, DiscardPolicy, Info, Republish, RetentionPolicy, StorageType},
 };
 use nats_config::{
     KvSpec, StreamSpec,
@@ -97,6 +97,11 @@ fn stream_config(spec: &StreamSpec) -> Config {
         duplicate_window: spec.duplicate_window,
         storage: StorageType::File,
         no_ack: spec.no_ack,
+        republish: spec.republish.as_ref().map(|[source, destination]| Republish {
+            source: source.clone(),
+            destination: destination.clone(),
+            headers_only: false,
+        }),
         ..Default::default()
     }
 }

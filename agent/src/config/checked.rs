@@ -33,6 +33,10 @@ pub struct Config {
     pub log: Log,
     /// What happens to events on the way up; the first rule that fits decides, without one they are forwarded.
     pub policy: Vec<PolicyRule>,
+    /// How much may wait in each lane.
+    pub lanes: hierarchy::ByLane<LaneBound>,
+    /// Which events take which lane; the first rule that fits decides.
+    pub priorities: Vec<PriorityRule>,
     /// What runs tasks; the first that fits a task runs it. Empty above the node.
     pub runners: Vec<Runner>,
 }
@@ -94,6 +98,8 @@ pub struct Embedded {
     pub max_memory: u64,
     /// Bytes for file streams.
     pub max_file: u64,
+    /// Heap size in bytes from which the server collects garbage with all its might.
+    pub heap_limit: u64,
     /// When stored messages reach the disk.
     pub sync: SyncMode,
 }
@@ -245,6 +251,24 @@ pub struct PolicyRule {
     pub subject: String,
     /// What happens to events on such subjects.
     pub action: PolicyAction,
+}
+
+/// `[lanes]`: how much may wait in a lane for the parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LaneBound {
+    /// Bytes; `None` for nine tenths of the lane's stream.
+    pub bytes: Option<u64>,
+    /// How long.
+    pub age: Duration,
+}
+
+/// `[[priority]]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PriorityRule {
+    /// Which events it is for.
+    pub subject: coordinator::Pattern,
+    /// The lane that they take.
+    pub lane: hierarchy::Lane,
 }
 
 /// What happens to an event on its way up.

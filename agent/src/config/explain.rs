@@ -11,8 +11,8 @@ const HEAD: &str = "\
 # A flag wins over an environment variable, which wins over this file, which wins over the default. The
 # variable of a key is LUCENT_ and the key in capitals, with two underscores between sections:
 # nats.listen is LUCENT_NATS__LISTEN. An empty variable counts as unset; lists are separated by commas.
-# Any key can be given as a flag too: --set nats.listen=127.0.0.1:0. [[policy]] and [[runner]] stand in
-# the file only. Relative paths start at this file's directory; those in variables and flags, at the
+# Any key can be given as a flag too: --set nats.listen=127.0.0.1:0. [[policy]], [[priority]] and
+# [[runner]] stand in the file only. Relative paths start at this file's directory; those in variables and flags, at the
 # working directory. Sizes: B, KiB, MiB, GiB, TiB, KB, MB, GB, TB. Durations: us, ms, s, m, h, d.
 ";
 

@@ -213,6 +213,12 @@ pub(super) static KEYS: &[Key] = &[
     key("nats.max_memory", Kind::Size(MIB, TIB), Default("256MiB"), "Memory for memory streams"),
     key("nats.max_file", Kind::Size(64 * MIB, 1024 * TIB), Default("10GiB"), "Disk for file streams"),
     key(
+        "nats.heap_limit",
+        Kind::Size(48 * MIB, TIB),
+        Absent("256MiB at a node, 512MiB above", "128MiB"),
+        "Heap size from which the server collects garbage with all its might (GOMEMLIMIT)",
+    ),
+    key(
         "nats.sync",
         Kind::Text("default, always or a duration from 1ms to 1h, such as 1s"),
         Absent("always above the node, default at the node", "always"),
@@ -277,9 +283,9 @@ pub(super) static KEYS: &[Key] = &[
         Absent("required below global, refused at global", "cluster.example:7422"),
         "Where the parent's children connect, tried in turn",
     ),
-    key("link.batch_events", Kind::Count(1, 10_000), Default("500"), "Most events in a batch"),
+    key("link.batch_events", Kind::Count(1, 10_000), Default("1000"), "Most events in a batch"),
     // An envelope has 1 MiB; escaping may double what is inside.
-    key("link.batch_bytes", Kind::Size(KIB, 512 * KIB), Default("128KiB"), "Most bytes of events in a batch"),
+    key("link.batch_bytes", Kind::Size(KIB, 512 * KIB), Default("256KiB"), "Most bytes of events in a batch"),
     key(
         "link.linger",
         Kind::Duration(Duration::from_micros(100), ms(10_000)),
@@ -335,6 +341,54 @@ pub(super) static KEYS: &[Key] = &[
         Kind::Count(2, 1_000_000),
         Absent("required with action sample, refused with others", "10"),
         "Of how many events one is forwarded",
+    ),
+    key(
+        "lanes.critical_bytes",
+        Kind::Size(MIB, TIB),
+        Absent("nine tenths of the lane's share of nats.max_file", "512MiB"),
+        "Most bytes that wait in lane critical for the parent; beyond, new events are refused",
+    ),
+    key(
+        "lanes.critical_age",
+        Kind::Duration(Duration::from_secs(1), Duration::from_secs(365 * 24 * 3600)),
+        Default("7d"),
+        "Longest time that an event waits in lane critical; older ones are dropped, with a loss receipt",
+    ),
+    key(
+        "lanes.normal_bytes",
+        Kind::Size(MIB, TIB),
+        Absent("nine tenths of the lane's share of nats.max_file", "512MiB"),
+        "Most bytes that wait in lane normal for the parent; beyond, the oldest are dropped",
+    ),
+    key(
+        "lanes.normal_age",
+        Kind::Duration(Duration::from_secs(1), Duration::from_secs(365 * 24 * 3600)),
+        Default("7d"),
+        "Longest time that an event waits in lane normal; older ones are dropped, with a loss receipt",
+    ),
+    key(
+        "lanes.bulk_bytes",
+        Kind::Size(MIB, TIB),
+        Absent("nine tenths of the lane's share of nats.max_file", "512MiB"),
+        "Most bytes that wait in lane bulk for the parent; beyond, the oldest are dropped",
+    ),
+    key(
+        "lanes.bulk_age",
+        Kind::Duration(Duration::from_secs(1), Duration::from_secs(365 * 24 * 3600)),
+        Default("7d"),
+        "Longest time that an event waits in lane bulk; older ones are dropped, with a loss receipt",
+    ),
+    key(
+        "priority[].subject",
+        Kind::Text("a NATS subject; `*` stands for one token, `>` for all the rest"),
+        Required("say which events the rule is for", "lucent.hierarchy.*.*.alerts.>"),
+        "Which events of this agent the rule is for, where their publisher says nothing; the first that fits decides",
+    ),
+    key(
+        "priority[].lane",
+        Kind::Text("critical, normal or bulk"),
+        Required("say which lane these events take: critical, normal or bulk", "critical"),
+        "Which lane they take: critical, normal or bulk",
     ),
     key(
         "runner[].agent_type",

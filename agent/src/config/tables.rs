@@ -1,9 +1,9 @@
-//! `[[policy]]` and `[[runner]]`: the lists of tables.
+//! `[[policy]]`, `[[priority]]` and `[[runner]]`: the lists of tables.
 
 use hierarchy::Level;
 
 use super::{
-    checked::{Names, PolicyAction, PolicyRule, Runner},
+    checked::{Names, PolicyAction, PolicyRule, PriorityRule, Runner},
     error::Problem,
     reader::{Reader, program},
 };
@@ -46,6 +46,18 @@ fn policy_rule(r: &mut Reader, table: &str) -> Option<PolicyRule> {
         }
     };
     Some(PolicyRule { subject: subject?, action })
+}
+
+/// All rules for lanes, in the order of the file.
+pub(super) fn priorities(r: &mut Reader) -> Option<Vec<PriorityRule>> {
+    let rule = |r: &mut Reader, table: String| {
+        let (subject_key, lane_key) = (format!("{table}.subject"), format!("{table}.lane"));
+        let subject = r.parsed(&subject_key);
+        let lane = r.parsed(&lane_key);
+        Some(PriorityRule { subject: subject?, lane: lane? })
+    };
+    let rules: Vec<_> = (0..r.tables("priority")).map(|i| rule(r, format!("priority[{i}]"))).collect();
+    rules.into_iter().collect()
 }
 
 /// All runners, in the order of the file.

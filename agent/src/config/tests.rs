@@ -183,8 +183,8 @@ fn the_defaults_are_these() {
     let Nats::Embedded(nats) = &config.nats else { panic!("not embedded") };
     assert_eq!((nats.max_memory, nats.max_file), (256 << 20, 10 << 30));
     let link = Link {
-        batch_events: 500,
-        batch_bytes: 128 << 10,
+        batch_events: 1000,
+        batch_bytes: 256 << 10,
         linger: Duration::from_millis(2),
         in_flight: 8,
         retry: Duration::from_secs(1),

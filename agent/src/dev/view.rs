@@ -67,7 +67,7 @@ impl View {
             let mut text = format!("{}{:<9}", label(path), format!("{:?}", status.health));
             if let Some(parent) = &status.parent {
                 let link = if parent.open { "linked" } else { "CUT OFF" };
-                text.push_str(&format!(" {link:<8} waiting {:<7}", parent.lag));
+                text.push_str(&format!(" {link:<8} waiting {:<7}", parent.lag()));
             }
             if path.level() == Level::Node {
                 let published = sent.events.get(path).copied().unwrap_or(0);

@@ -8,8 +8,8 @@ use async_nats::jetstream::{
 };
 use futures_util::StreamExt as _;
 use hierarchy::{
-    Millis, Path, Refusal,
-    envelope::{Draft, Parsed, Priority},
+    Lane, Millis, Path, Refusal,
+    envelope::{Draft, Parsed},
     link::Batch,
     signing::Signer,
     subject,
@@ -217,7 +217,7 @@ impl Home {
                 message_type: "TaskResult",
                 subject,
                 reply_to: None,
-                priority: Priority::Normal,
+                priority: Lane::Normal,
                 batch: None,
                 payload: &payload,
             });

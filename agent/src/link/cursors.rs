@@ -1,7 +1,7 @@
-//! How far each child has come: kept in the stream itself, with a checkpoint so that finding out after
-//! a restart reads seconds of the stream and not days.
+//! How far each child has come: kept in the streams themselves, with a checkpoint so that finding out
+//! after a restart reads seconds of them and not days.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use async_nats::jetstream::{
     self,
@@ -10,24 +10,30 @@ use async_nats::jetstream::{
 };
 use futures_util::TryStreamExt as _;
 use hierarchy::{
-    Level, Path,
-    link::{Cursor, Record},
-    subject::Speaker,
+    ByLane, Digest, Lane, Level, Path,
+    link::{Cursor, Origins, Record, Span},
+    subject::{self, Speaker},
 };
 use serde::{Deserialize, Serialize};
 
-use super::{HIERARCHY, header};
+use super::header;
+use crate::lanes::stream_of;
 
 /// The key of the checkpoint in the link's bucket.
 const KEY: &str = "cursors";
+/// A stream that is silent for so long has told all it holds.
+const SILENCE: Duration = Duration::from_secs(5);
 
-/// What is known of all children once the stream was read up to a place.
+/// What is known of all children once the streams were read up to some places.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Checkpoint {
-    /// The place in the stream: all records up to here are counted in.
-    pub stream: u64,
+    /// The place in each lane's stream: all records up to here are counted in. At global the lanes share
+    /// one stream, and the place.
+    pub places: ByLane<u64>,
     /// The children's cursors.
-    pub children: BTreeMap<Path, Cursor>,
+    pub children: BTreeMap<Path, ByLane<Cursor>>,
+    /// What has arrived of each origin.
+    pub origins: Origins,
 }
 
 /// The cursors could not be read or kept.
@@ -51,8 +57,8 @@ pub async fn save(bucket: &kv::Store, checkpoint: &Checkpoint) -> Result<(), Cur
     Ok(())
 }
 
-/// The last checkpoint, brought up to the end of the stream. Orphans, records of a store that failed
-/// half-way, are removed from the stream.
+/// The last checkpoint, brought up to the end of the streams. Orphans, records of a store that failed
+/// half-way, are removed from them.
 pub async fn recover(
     js: &jetstream::Context,
     bucket: &kv::Store,
@@ -60,52 +66,130 @@ pub async fn recover(
 ) -> Result<Checkpoint, CursorError> {
     let kept = newest(bucket).await?;
     let is_kept = kept.is_some();
-    let mut checkpoint = kept.unwrap_or_default();
-    let stream = js.get_stream(HIERARCHY).await.map_err(CursorError::on("read"))?;
-    let last = stream.cached_info().state.last_sequence;
-    if last <= checkpoint.stream {
-        return Ok(checkpoint);
+    let mut recovery = Recovery { own, is_kept, found: kept.unwrap_or_default() };
+    match own {
+        Level::Global => recovery.read(js, None).await?,
+        _ => {
+            for lane in Lane::ALL {
+                recovery.read(js, Some(lane)).await?;
+            }
+        }
     }
-    let config = pull::OrderedConfig {
-        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: checkpoint.stream + 1 },
-        headers_only: true,
-        ..Default::default()
-    };
-    if stream.cached_info().state.messages == 0 {
-        return Ok(checkpoint);
-    }
-    let consumer = stream.create_consumer(config).await.map_err(CursorError::on("read"))?;
-    let mut messages = consumer.messages().await.map_err(CursorError::on("read"))?;
-    let mut at = checkpoint.stream;
-    while at < last {
-        let next = tokio::time::timeout(std::time::Duration::from_secs(5), messages.try_next());
-        // The last messages may have been removed since: silence is the end, too.
-        let Ok(next) = next.await else { break };
-        let Some(message) = next.map_err(CursorError::on("read"))? else { break };
-        let info = message.info().map_err(CursorError::on("read"))?;
-        let (place, pending) = (info.stream_sequence, info.pending);
-        at = place;
-        // Applications may not write on the subjects of the levels below, so only there a record is the
-        // agent's own.
-        let written_here = Speaker::parse(&message.subject).is_some_and(|speaker| speaker.level() < own);
-        if let Some((child, record)) = written_here.then(|| link_record(message.headers.as_ref())).flatten() {
-            // Without a checkpoint what came before the first record is not known: it is taken as it is.
-            let unknown = if is_kept { Cursor::default() } else { Cursor::before(record) };
-            let cursor = checkpoint.children.entry(child.clone()).or_insert(unknown);
-            match cursor.follow(record) {
-                Some(next) => *cursor = next,
-                None => {
-                    tracing::warn!(%child, %record, place, "an orphan of a failed store is removed; it will come again");
+    Ok(recovery.found)
+}
+
+struct Recovery {
+    own: Level,
+    is_kept: bool,
+    found: Checkpoint,
+}
+
+impl Recovery {
+    /// Reads one lane's stream, or where no lane is given the stream that they share.
+    async fn read(&mut self, js: &jetstream::Context, lane: Option<Lane>) -> Result<(), CursorError> {
+        let shared = lane.unwrap_or_default();
+        let stream = js.get_stream(stream_of(self.own, shared)).await.map_err(CursorError::on("read"))?;
+        let state = &stream.cached_info().state;
+        let last = state.last_sequence;
+        let mut at = self.found.places[shared];
+        if at > last {
+            tracing::warn!(%shared, counted = at, stream_ends_at = last, "the store went back in time");
+            self.forget(lane);
+            at = 0;
+        }
+        if state.messages > 0 && at < last {
+            let config = pull::OrderedConfig {
+                deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: at + 1 },
+                headers_only: true,
+                ..Default::default()
+            };
+            let consumer = stream.create_consumer(config).await.map_err(CursorError::on("read"))?;
+            let mut messages = consumer.messages().await.map_err(CursorError::on("read"))?;
+            while at < last {
+                // The last messages may have been removed since: silence is the end, too.
+                let Ok(next) = tokio::time::timeout(SILENCE, messages.try_next()).await else { break };
+                let Some(message) = next.map_err(CursorError::on("read"))? else { break };
+                let info = message.info().map_err(CursorError::on("read"))?;
+                let (place, pending) = (info.stream_sequence, info.pending);
+                at = place;
+                if let Some(entry) = self.entry(lane, &message)
+                    && !self.count(&entry)
+                {
+                    tracing::warn!(child = %entry.child, lane = %entry.lane, record = %entry.record, place,
+                        "an orphan of a failed store is removed; it will come again");
                     stream.delete_message(place).await.map_err(CursorError::on("read"))?;
+                }
+                if pending == 0 {
+                    break;
                 }
             }
         }
-        if pending == 0 {
-            break;
+        match lane {
+            Some(lane) => self.found.places[lane] = at,
+            None => self.found.places = ByLane::new(|_| at),
         }
+        Ok(())
     }
-    checkpoint.stream = at.max(checkpoint.stream);
-    Ok(checkpoint)
+
+    /// What this agent noted beside a batch; `None` for messages of other writers.
+    fn entry(&self, lane: Option<Lane>, message: &jetstream::Message) -> Option<Entry> {
+        // Applications may not write on these subjects, so there a record is the agent's own.
+        let lane = match lane {
+            Some(lane) => subject::of_lane_below(lane, &message.subject).map(|_| lane)?,
+            None => {
+                Speaker::parse(&message.subject).filter(|speaker| speaker.level() < self.own)?;
+                text(message, header::LANE)?.parse().ok()?
+            }
+        };
+        Some(Entry {
+            lane,
+            child: text(message, header::CHILD)?.parse().ok()?,
+            record: text(message, header::RECORD)?.parse().ok()?,
+            digest: text(message, header::DIGEST)?.parse().ok()?,
+            origin: text(message, header::ORIGIN)?.parse().ok()?,
+            span: text(message, header::EVENTS)?.parse().ok()?,
+        })
+    }
+
+    /// Counts an entry in; false for an orphan.
+    fn count(&mut self, entry: &Entry) -> bool {
+        let cursors = self.found.children.entry(entry.child.clone()).or_default();
+        let cursor = &mut cursors[entry.lane];
+        // Without a checkpoint what came before the first record is not known: it is taken as it is.
+        if !self.is_kept && *cursor == Cursor::default() {
+            *cursor = Cursor::before(entry.record);
+        }
+        let Some(next) = cursor.follow(entry.record, entry.digest) else { return false };
+        *cursor = next;
+        self.found.origins.settled(&entry.origin, entry.lane, entry.span);
+        true
+    }
+
+    /// The store ends before the checkpoint: what it says of these lanes is not to be relied on.
+    fn forget(&mut self, lane: Option<Lane>) {
+        let lanes = lane.map_or_else(|| Lane::ALL.to_vec(), |lane| vec![lane]);
+        for lane in lanes {
+            for cursors in self.found.children.values_mut() {
+                cursors[lane] = Cursor::default();
+            }
+            self.found.origins.forget(lane);
+        }
+        self.is_kept = false;
+    }
+}
+
+/// A stored batch of a child.
+struct Entry {
+    lane: Lane,
+    child: Path,
+    record: Record,
+    digest: Digest,
+    origin: Path,
+    span: Span,
+}
+
+fn text<'a>(message: &'a jetstream::Message, name: &str) -> Option<&'a str> {
+    message.headers.as_ref()?.get(name).map(|value| value.as_str())
 }
 
 /// The newest checkpoint that can be read. What cannot be is not the agent's: an application can have the
@@ -115,15 +199,7 @@ async fn newest(bucket: &kv::Store) -> Result<Option<Checkpoint>, CursorError> {
     let entries: Vec<kv::Entry> = history.try_collect().await.map_err(CursorError::on("read"))?;
     let readable = entries.iter().rev().find_map(|entry| serde_json::from_slice(&entry.value).ok());
     if readable.is_none() && !entries.is_empty() {
-        tracing::error!("no checkpoint of the link can be read; the whole stream is");
+        tracing::error!("no checkpoint of the link can be read; the whole of the lanes is");
     }
     Ok(readable)
-}
-
-/// The child and record that this agent noted beside a batch; `None` for messages of other writers.
-fn link_record(headers: Option<&async_nats::HeaderMap>) -> Option<(Path, Record)> {
-    let headers = headers?;
-    let child = headers.get(header::CHILD)?.as_str().parse().ok()?;
-    let record = headers.get(header::RECORD)?.as_str().parse().ok()?;
-    Some((child, record))
 }

@@ -13,9 +13,9 @@ use async_nats::{
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use hierarchy::{
-    Path, Refusal,
+    ByLane, Lane, Level, Path, Refusal,
     link::{
-        Batch, ChildMessage, ParcelHead, Parent, ParentMessage, ParentOutput, Record, Verdict,
+        Batch, ChildMessage, Origins, ParcelHead, Parent, ParentMessage, ParentOutput, Record, Span, Verdict,
         batch::check_speaker,
         message::{Offer, cut},
     },
@@ -34,13 +34,14 @@ use super::{
 use crate::{
     clock,
     dead_letters::{DeadLetter, DeadLetters},
-    metrics::{ChildLabel, Metrics, Watermark},
+    lanes::{Guards, kept_at, stream_of},
+    metrics::{ChildLabel, Metrics},
 };
 
 /// Batches may have waited this long below a cut link.
 pub const STORED_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Bytes a child may have under way.
-const CREDIT: u64 = 4 * 1024 * 1024;
+/// Bytes of each lane that a child may have under way.
+const CREDIT: ByLane<u64> = ByLane { critical: 4 << 20, normal: 4 << 20, bulk: 4 << 20 };
 /// Most children of one parent.
 const MAX_CHILDREN: usize = 10_000;
 /// Batches on their way into the store, of all children.
@@ -64,8 +65,8 @@ pub enum FromChild {
         child: Path,
         /// Its software version, where it has told it since this agent was started.
         version: Option<String>,
-        /// Messages that wait in its store.
-        lag: u64,
+        /// Batches that wait in its store.
+        lag: Option<(Lane, u64)>,
     },
     /// What a child says of itself, or of those below it.
     Report {
@@ -138,8 +139,8 @@ pub struct DownlinkParts {
     pub work: mpsc::Sender<WorkFromChild>,
     /// Messages to send.
     pub orders: mpsc::Receiver<ToChild>,
-    /// Raised when a checkpoint was kept.
-    pub checkpointed: Arc<Watermark>,
+    /// Told what the last checkpoint has counted in, and so what may leave the lanes.
+    pub checkpointed: Arc<Guards>,
     /// For what is refused.
     pub dead_letters: DeadLetters,
     /// What is counted.
@@ -168,9 +169,20 @@ struct ChildState {
     events: prometheus_client::metrics::counter::Counter,
 }
 
-/// One batch on its way into the store.
+/// A batch that was given to the store.
+struct Sent {
+    ticket: u64,
+    origin: Path,
+    lane: Lane,
+    span: Span,
+    /// The place it got, once the store has told; 0 where it failed.
+    place: Option<u64>,
+}
+
+/// What became of a batch that was given to the store.
 struct Done {
     child: Path,
+    lane: Lane,
     last: u64,
     events: u32,
     ticket: u64,
@@ -182,11 +194,13 @@ pub struct Downlink {
     parts: DownlinkParts,
     children: HashMap<Path, ChildState>,
     storing: FuturesUnordered<BoxFuture<'static, Done>>,
-    /// Publishes in the order in which they were sent, with the place each got.
-    sent: VecDeque<(u64, Option<u64>)>,
+    /// Publishes to each stream in the order in which they were sent.
+    sent: ByLane<VecDeque<Sent>>,
     next_ticket: u64,
-    /// Everything in the stream up to here is counted in the children's cursors.
-    counted: u64,
+    /// Everything in each stream up to here is counted in the children's cursors.
+    counted: ByLane<u64>,
+    /// What has arrived of each origin.
+    origins: Origins,
     kept: Checkpoint,
 }
 
@@ -196,16 +210,17 @@ impl Downlink {
         let kept = cursors::recover(&parts.js, &parts.bucket, parts.path.level()).await?;
         let mut inbox = parts.down.subscribe(subject::LINK_UP_ALL).await?;
         let mut downlink = Downlink {
-            counted: kept.stream,
+            counted: kept.places,
+            origins: kept.origins.clone(),
             children: HashMap::new(),
             storing: FuturesUnordered::new(),
-            sent: VecDeque::new(),
+            sent: ByLane::default(),
             next_ticket: 0,
             kept,
             parts,
         };
-        for (child, cursor) in downlink.kept.children.clone() {
-            let state = downlink.new_child(&child, Parent::new(cursor, CREDIT));
+        for (child, cursors) in downlink.kept.children.clone() {
+            let state = downlink.new_child(&child, Parent::new(&cursors, &CREDIT));
             downlink.children.insert(child, state);
         }
         let served = downlink.serve(&mut inbox, &cancel).await;
@@ -256,7 +271,7 @@ impl Downlink {
                 self.refuse(&child, Refusal::NotPermitted, "too many children", &message);
                 return None;
             }
-            let state = self.new_child(&child, Parent::new(Default::default(), CREDIT));
+            let state = self.new_child(&child, Parent::new(&ByLane::default(), &CREDIT));
             self.children.insert(child.clone(), state);
         }
         if let Err(refusal) = self.learn_peer(&child, &message).await {
@@ -284,28 +299,28 @@ impl Downlink {
 
     async fn on_child(&mut self, child: &Path, said: ChildMessage, rest: Bytes, message: &Message) {
         match said {
-            ChildMessage::Hello { session, incarnation, start, version, .. } => {
-                tracing::info!(%child, incarnation, version, "child greets");
+            ChildMessage::Hello { session, lanes, version } => {
+                tracing::info!(%child, version, "child greets");
                 if let Some(state) = self.children.get_mut(child) {
-                    state.parent.on_hello(session, incarnation, start);
+                    state.parent.on_hello(session, lanes);
                     state.version = Some(version.clone());
                 }
                 self.report(FromChild::Hello { child: child.clone(), version });
             }
-            ChildMessage::Frame { session, bindings, parcels, last } => {
+            ChildMessage::Frame { session, lane, bindings, parcels, last } => {
                 let Some(bodies) = cut(&parcels, rest) else {
                     return self.refuse(child, Refusal::Malformed, "frame lengths", message);
                 };
                 if let Err(refusal) = self.learn_authors(&bindings).await {
                     self.refuse(child, refusal, "author's key binding", message);
                 }
-                self.on_frame(child, session, &parcels, &bodies).await;
+                self.on_frame(child, session, lane, &parcels, &bodies).await;
                 let end = parcels.last().map_or(0, |parcel| parcel.last);
-                self.seen(child, last.saturating_sub(end));
+                self.seen(child, Some((lane, last.saturating_sub(end))));
             }
             ChildMessage::Credit { number, offers, valid_for_ms } => {
                 let valid_for = Duration::from_millis(valid_for_ms.min(60_000));
-                self.seen(child, 0);
+                self.seen(child, None);
                 let child = child.clone();
                 let _ = self.parts.work.try_send(WorkFromChild::Credit { child, number, offers, valid_for });
             }
@@ -318,10 +333,17 @@ impl Downlink {
         }
     }
 
-    async fn on_frame(&mut self, child: &Path, session: u64, parcels: &[ParcelHead], bodies: &[Bytes]) {
+    async fn on_frame(
+        &mut self,
+        child: &Path,
+        session: u64,
+        lane: Lane,
+        parcels: &[ParcelHead],
+        bodies: &[Bytes],
+    ) {
         let mut judged = Vec::with_capacity(parcels.len());
         for (head, bytes) in parcels.iter().zip(bodies) {
-            match self.judge(child, head, bytes) {
+            match self.judge(child, lane, head, bytes) {
                 Err(Refusal::UnknownKid) => {
                     return self.send(child, &ParentMessage::Reset { session }, None).await;
                 }
@@ -331,13 +353,16 @@ impl Downlink {
         let verdicts: Vec<Verdict> = judged
             .iter()
             .map(|judged| match judged {
-                Ok(_) => Verdict::Sound,
+                Ok(judged) => Verdict::Sound {
+                    origin: judged.verified.envelope.identity().path.clone(),
+                    span: judged.span,
+                },
                 Err(refusal) => Verdict::Refused(*refusal),
             })
             .collect();
         let Some(state) = self.children.get_mut(child) else { return };
         let before = state.parent.repeated();
-        let outputs = state.parent.on_frame(session, parcels, &verdicts);
+        let outputs = state.parent.on_frame(session, lane, parcels, &verdicts, &mut self.origins);
         let repeated = state.parent.repeated() - before;
         if repeated > 0 {
             let label = ChildLabel { child: child.to_string() };
@@ -347,7 +372,7 @@ impl Downlink {
             match output {
                 ParentOutput::Store { index, record } => {
                     if let Ok(batch) = &judged[index] {
-                        self.store(child, batch, &bodies[index], record).await;
+                        self.store(child, lane, batch, &bodies[index], record).await;
                     }
                 }
                 ParentOutput::Bury { index, reason } => self.parts.dead_letters.bury(DeadLetter {
@@ -357,6 +382,12 @@ impl Downlink {
                     subject: subject::link_up(child),
                     bytes: bodies[index].clone(),
                 }),
+                ParentOutput::Gap { index, span } => {
+                    if let Ok(judged) = &judged[index] {
+                        let origin = &judged.verified.envelope.identity().path;
+                        tracing::debug!(%child, %origin, %lane, %span, "not among what arrives");
+                    }
+                }
                 ParentOutput::Reset { session } => {
                     self.send(child, &ParentMessage::Reset { session }, None).await;
                 }
@@ -365,7 +396,13 @@ impl Downlink {
     }
 
     /// Everything that must hold before a batch may be stored.
-    fn judge<'a>(&self, child: &Path, head: &ParcelHead, bytes: &'a Bytes) -> Result<Judged<'a>, Refusal> {
+    fn judge<'a>(
+        &self,
+        child: &Path,
+        lane: Lane,
+        head: &ParcelHead,
+        bytes: &'a Bytes,
+    ) -> Result<Judged<'a>, Refusal> {
         let verified = self.parts.verifier.verify(bytes, clock::wall(), Timeliness::Stored(STORED_FOR))?;
         let author = verified.envelope.identity();
         if verified.digest != head.digest {
@@ -375,12 +412,16 @@ impl Downlink {
             return Err(Refusal::IdentityMismatch);
         }
         check_speaker(&author.path, &verified.envelope)?;
+        let span = verified.envelope.batch().and_then(Span::of).ok_or(Refusal::BadPayload)?;
+        if verified.envelope.priority() != lane {
+            return Err(Refusal::BadPayload);
+        }
         // The author's direct parent looks into the events; the levels above need not do it again.
         let events = if author.path == *child { Some(Batch::read(&verified.envelope)?) } else { None };
-        Ok(Judged { verified, events })
+        Ok(Judged { verified, span, events })
     }
 
-    async fn store(&mut self, child: &Path, batch: &Judged<'_>, bytes: &Bytes, record: Record) {
+    async fn store(&mut self, child: &Path, lane: Lane, batch: &Judged<'_>, bytes: &Bytes, record: Record) {
         let Verified { envelope, digest } = &batch.verified;
         let author = &envelope.identity().path;
         let mut headers = HeaderMap::new();
@@ -389,8 +430,15 @@ impl Downlink {
         headers.insert(header::ORIGIN, author.to_string());
         headers.insert(header::DIGEST, digest.to_string());
         headers.insert(header::KID, envelope.kid().to_string());
-        let publish = PublishMessage::build().payload(bytes.clone()).headers(headers);
-        let subject = envelope.subject().to_owned();
+        headers.insert(header::LANE, lane.as_str());
+        headers.insert(header::EVENTS, batch.span.to_string());
+        headers.insert(header::COUNT, envelope.batch().map_or(0, |head| head.count).to_string());
+        let level = self.parts.path.level();
+        let publish = PublishMessage::build()
+            .payload(bytes.clone())
+            .headers(headers)
+            .expected_stream(stream_of(level, lane));
+        let Some(subject) = kept_at(level, lane, envelope.subject()) else { return };
         self.notice(child, batch);
 
         // The client hands out a bounded number of tickets and takes them back only when receipts are
@@ -403,7 +451,8 @@ impl Downlink {
         let events = envelope.batch().map_or(0, |head| head.count);
         let (child, last, ticket) = (child.clone(), record.last, self.next_ticket);
         self.next_ticket += 1;
-        self.sent.push_back((ticket, None));
+        let sent = Sent { ticket, origin: author.clone(), lane, span: batch.span, place: None };
+        self.sent[slot(level, lane)].push_back(sent);
         if let Some(state) = self.children.get_mut(&child) {
             state.storing += 1;
         }
@@ -413,7 +462,7 @@ impl Downlink {
                 Ok(ack) => ack.await.map(|ack| ack.sequence).map_err(|error| error.to_string()),
                 Err(error) => Err(error.to_string()),
             };
-            Done { child, last, events, ticket, stored }
+            Done { child, lane, last, events, ticket, stored }
         }));
     }
 
@@ -432,27 +481,34 @@ impl Downlink {
     }
 
     fn on_done(&mut self, done: Done) -> Path {
-        let Done { child, last, events, ticket, stored } = done;
+        let Done { child, lane, last, events, ticket, stored } = done;
         if let Some(state) = self.children.get_mut(&child) {
             state.storing -= 1;
             match &stored {
                 Ok(_) => {
-                    state.parent.on_stored(last);
+                    state.parent.on_stored(lane, last);
                     state.stored.inc();
                     state.events.inc_by(events.into());
                 }
                 Err(reason) => {
-                    tracing::warn!(%child, last, reason, "a batch could not be stored; it will come again");
-                    state.parent.on_store_failed(last);
+                    tracing::warn!(%child, %lane, last, reason, "a batch could not be stored; it will come again");
+                    state.parent.on_store_failed(lane, last);
                 }
             }
         }
-        if let Some(entry) = self.sent.iter_mut().find(|(sent, _)| *sent == ticket) {
-            // A failed publish counts as place 0: it holds nothing back.
-            entry.1 = Some(stored.unwrap_or(0));
+        let slot = slot(self.parts.path.level(), lane);
+        let sent = &mut self.sent[slot];
+        if let Some(entry) = sent.iter_mut().find(|sent| sent.ticket == ticket) {
+            entry.place = Some(stored.unwrap_or(0));
         }
-        while let Some((_, place)) = self.sent.pop_front_if(|(_, place)| place.is_some()) {
-            self.counted = self.counted.max(place.unwrap_or(0));
+        while let Some(Sent { origin, lane, span, place, .. }) =
+            sent.pop_front_if(|sent| sent.place.is_some())
+        {
+            // A failed one holds nothing back: its child is healed before a checkpoint is kept.
+            if let Some(place) = place.filter(|place| *place > 0) {
+                self.counted[slot] = self.counted[slot].max(place);
+                self.origins.settled(&origin, lane, span);
+            }
         }
         child
     }
@@ -465,15 +521,9 @@ impl Downlink {
             return Ok(());
         }
         self.settle().await;
-        let fence = Speaker::of(&self.parts.path).with_tail(subject::FENCE);
         let mut wait = Duration::from_millis(100);
         let recovered = loop {
-            // Behind the fence's receipt, no earlier publish of this connection can still be stored.
-            let fenced = match self.parts.js.publish(fence.clone(), Bytes::from_static(b"{}")).await {
-                Ok(ack) => ack.await.map(|_| ()),
-                Err(error) => Err(error),
-            };
-            if fenced.is_ok()
+            if fence(&self.parts.js, self.parts.path.level()).await.is_ok()
                 && let Ok(recovered) =
                     cursors::recover(&self.parts.js, &self.parts.bucket, self.parts.path.level()).await
             {
@@ -484,12 +534,13 @@ impl Downlink {
                 () = tokio::time::sleep(wait) => wait = (wait * 2).min(Duration::from_secs(5)),
             }
         };
-        self.counted = recovered.stream;
+        self.counted = recovered.places;
+        self.origins = recovered.origins;
         for (path, state) in &mut self.children {
             if state.parent.is_broken() {
-                let cursor = recovered.children.get(path).copied().unwrap_or_default();
-                tracing::info!(child = %path, last = cursor.last, "the store is sound again");
-                state.parent.on_recovered(cursor);
+                let cursors = recovered.children.get(path).copied().unwrap_or_default();
+                tracing::info!(child = %path, "the store is sound again");
+                state.parent.on_recovered(&cursors);
             }
         }
         Ok(())
@@ -504,10 +555,11 @@ impl Downlink {
 
     async fn reply(&mut self, child: &Path) {
         let Some(state) = self.children.get_mut(child) else { return };
-        let Some(reply) = state.parent.take_reply(clock::wall(), crate::VERSION) else { return };
-        let binding =
-            matches!(reply, ParentMessage::Welcome { .. }).then(|| self.parts.signer.binding().clone());
-        self.send(child, &reply, binding).await;
+        for reply in state.parent.take_replies(clock::wall(), crate::VERSION) {
+            let welcome = matches!(reply, ParentMessage::Welcome { .. });
+            let binding = welcome.then(|| self.parts.signer.binding().clone());
+            self.send(child, &reply, binding).await;
+        }
     }
 
     async fn send(&mut self, child: &Path, message: &ParentMessage, binding: Option<Binding>) {
@@ -550,14 +602,18 @@ impl Downlink {
 
     async fn checkpoint(&mut self) {
         let children: BTreeMap<_, _> =
-            self.children.iter().map(|(path, state)| (path.clone(), state.parent.cursor())).collect();
-        let checkpoint = Checkpoint { stream: self.counted, children };
-        if checkpoint == self.kept {
+            self.children.iter().map(|(path, state)| (path.clone(), state.parent.cursors())).collect();
+        let level = self.parts.path.level();
+        let places = ByLane::new(|lane| self.counted[slot(level, lane)]);
+        let checkpoint = Checkpoint { places, children, origins: self.origins.clone() };
+        if checkpoint == self.kept || self.children.values().any(|state| state.parent.is_broken()) {
             return;
         }
         match cursors::save(&self.parts.bucket, &checkpoint).await {
             Ok(()) => {
-                self.parts.checkpointed.raise(checkpoint.stream);
+                for (lane, place) in checkpoint.places.iter() {
+                    self.parts.checkpointed.set(lane, *place);
+                }
                 self.kept = checkpoint;
             }
             Err(error) => tracing::warn!(%error, "no checkpoint"),
@@ -585,7 +641,7 @@ impl Downlink {
         });
     }
 
-    fn seen(&self, child: &Path, lag: u64) {
+    fn seen(&self, child: &Path, lag: Option<(Lane, u64)>) {
         let version = self.children.get(child).and_then(|state| state.version.clone());
         self.report(FromChild::Seen { child: child.clone(), version, lag });
     }
@@ -597,9 +653,31 @@ impl Downlink {
     }
 }
 
+/// Behind the receipt of a fence in each stream, no earlier publish of this connection can still be stored.
+async fn fence(js: &jetstream::Context, level: Level) -> Result<(), jetstream::context::PublishError> {
+    let fences = match level {
+        Level::Global => vec![Speaker::Global.with_tail(subject::FENCE)],
+        _ => Lane::ALL.map(subject::lane_fence).into(),
+    };
+    for fence in fences {
+        js.publish(fence, Bytes::from_static(b"{}")).await?.await?;
+    }
+    Ok(())
+}
+
+/// Which of the streams a lane's batches go into, told by the lane it stands for: at global all lanes share
+/// one.
+fn slot(level: Level, lane: Lane) -> Lane {
+    match level {
+        Level::Global => Lane::default(),
+        _ => lane,
+    }
+}
+
 /// A batch that may be stored.
 struct Judged<'a> {
     verified: Verified<'a>,
+    span: Span,
     events: Option<Batch<'a>>,
 }
 

@@ -2,8 +2,8 @@
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use hierarchy::{
-    Identity, Millis, Refusal,
-    envelope::{Draft, Priority},
+    Identity, Lane, Millis, Refusal,
+    envelope::Draft,
     link::{ChildMessage, Parcel, ParentMessage},
     signing::{Signer, Timeliness, Verifier},
 };
@@ -45,7 +45,7 @@ pub(super) fn seal<M: Serialize + LinkMessage>(
         message_type: message.kind(),
         subject,
         reply_to: None,
-        priority: Priority::Normal,
+        priority: Lane::Normal,
         batch: None,
         payload: &payload,
     });

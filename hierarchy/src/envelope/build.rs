@@ -6,8 +6,8 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{BatchHead, Digest, Metadata, Outer, Priority, SLOT, Security, Sender, VERSION};
-use crate::{Identity, Millis, strict_json::Object};
+use super::{BatchHead, Digest, Metadata, Outer, SLOT, Security, Sender, VERSION};
+use crate::{Identity, Lane, Millis, strict_json::Object};
 
 /// What an envelope is to say; [`crate::signing::Signer::seal`] makes the envelope of it.
 #[derive(Debug, Clone)]
@@ -27,7 +27,7 @@ pub struct Draft<'a> {
     /// Where an answer is awaited.
     pub reply_to: Option<&'a str>,
     /// Its priority.
-    pub priority: Priority,
+    pub priority: Lane,
     /// What the batch holds, where it is one.
     pub batch: Option<BatchHead>,
     /// The payload.

@@ -18,7 +18,7 @@ pub use build::{Draft, Sealed};
 pub use parse::Parsed;
 
 use crate::{
-    Level,
+    Lane, Level,
     strict_json::{Object, present, word},
 };
 
@@ -39,19 +39,6 @@ const DIGEST_PREFIX: &[u8] = b"LUCENT-ENV-v1\0";
 #[serde(try_from = "String", into = "String")]
 pub struct Digest(pub [u8; 32]);
 
-/// How urgent a message is; also the name of the lane that it travels in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
-#[serde(rename_all = "lowercase")]
-pub enum Priority {
-    /// Overtakes everything.
-    Critical,
-    /// What is not said to be otherwise.
-    #[default]
-    Normal,
-    /// Waits for everything.
-    Bulk,
-}
-
 /// Which process sent a message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -71,16 +58,19 @@ pub struct Sender<'a> {
 }
 
 /// What a batch holds, readable without its payload.
+///
+/// Batches of one origin, incarnation and lane follow each other without a gap: each begins with the
+/// number behind the last one's end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BatchHead {
-    /// Which life of the origin's store these numbers belong to.
+    /// The stretch of numbering that these numbers belong to; an origin begins one whenever it starts.
     pub incarnation: u64,
-    /// Sequence number of the first event.
+    /// The first number that the batch answers for.
     pub first: u64,
-    /// Sequence number of the last event.
+    /// The last number that the batch answers for.
     pub last: u64,
-    /// Number of events; fewer than `last - first + 1` where the origin's policy dropped some.
+    /// Number of events. The rest of `first` to `last` the origin's policy dropped.
     pub count: u32,
     /// The distinct subjects of the events, in order of appearance.
     pub subjects: Vec<String>,
@@ -106,7 +96,7 @@ struct Metadata<'a> {
     #[serde(deserialize_with = "word")]
     hierarchy_level: Level,
     #[serde(default, deserialize_with = "word")]
-    priority: Priority,
+    priority: Lane,
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     batch: Option<Object<BatchHead>>,
     #[serde(borrow)]

@@ -3,8 +3,8 @@
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{BatchHead, Digest, MAX_BYTES, Outer, Priority, SLOT, Security, Sender, VERSION};
-use crate::{Identity, Level, Millis, Refusal, strict_json};
+use super::{BatchHead, Digest, MAX_BYTES, Outer, SLOT, Security, Sender, VERSION};
+use crate::{Identity, Lane, Level, Millis, Refusal, strict_json};
 
 /// An envelope whose form is sound. Nothing is known yet of who wrote it: see
 /// [`crate::signing::Verifier::verify`].
@@ -118,7 +118,7 @@ impl<'a> Parsed<'a> {
     }
 
     /// Its priority.
-    pub fn priority(&self) -> Priority {
+    pub fn priority(&self) -> Lane {
         self.outer.metadata.0.priority
     }
 

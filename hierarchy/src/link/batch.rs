@@ -21,11 +21,9 @@ pub const MESSAGE_TYPE: &str = "EventBatch";
 /// Headers that a publisher put on an event, each with its values.
 pub type Headers = BTreeMap<String, Vec<String>>;
 
-/// An event as the origin's store holds it.
+/// An event as a publisher gave it to the origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// Its place in the origin's store, and so its sequence number for ever.
-    pub seq: u64,
     /// When the origin's store took it, in milliseconds since 1970.
     pub ts: u64,
     /// The subject that it was published on.
@@ -40,7 +38,7 @@ pub struct Event {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BatchEvent<'a> {
-    /// Its sequence number at the origin.
+    /// Its number among the origin's events of this incarnation and lane.
     pub seq: u64,
     /// When the origin's store took it, in milliseconds since 1970.
     pub ts: u64,
@@ -87,7 +85,9 @@ impl Batch<'_> {
             serde_json::from_str(envelope.payload().get()).map_err(|_| Refusal::BadPayload)?;
         let events: Vec<_> = payload.events.into_iter().map(|Object(event)| event).collect();
         let in_order = events.windows(2).all(|pair| pair[0].seq < pair[1].seq);
-        let ends = (events.first().map(|e| e.seq), events.last().map(|e| e.seq));
+        // What the origin's policy dropped has a number, too, and may lie at either end.
+        let within = events.first().is_some_and(|event| event.seq >= head.first)
+            && events.last().is_some_and(|event| event.seq <= head.last);
         let sound = |event: &BatchEvent<'_>| {
             usize::from(event.sub) < head.subjects.len()
                 && match (event.data, &event.b64) {
@@ -96,11 +96,7 @@ impl Batch<'_> {
                     _ => false,
                 }
         };
-        if !in_order
-            || ends != (Some(head.first), Some(head.last))
-            || events.len() != head.count as usize
-            || !events.iter().all(sound)
-        {
+        if !in_order || !within || events.len() != head.count as usize || !events.iter().all(sound) {
             return Err(Refusal::BadPayload);
         }
         Ok(Batch { events })
@@ -141,11 +137,11 @@ pub(super) fn carries(speaker: &Speaker, subject: &str) -> bool {
 }
 
 /// Appends one event in its wire form to a payload under construction.
-pub(super) fn write_event(out: &mut String, event: &Event, subject: u16) {
+pub(super) fn write_event(out: &mut String, seq: u64, event: &Event, subject: u16) {
     use std::fmt::Write as _;
 
     // Writing to a String cannot fail.
-    let _ = write!(out, r#"{{"seq":{},"ts":{},"sub":{subject}"#, event.seq, event.ts);
+    let _ = write!(out, r#"{{"seq":{seq},"ts":{},"sub":{subject}"#, event.ts);
     if !event.headers.is_empty() {
         let headers = serde_json::to_string(&event.headers).unwrap_or_else(|_| "{}".into());
         let _ = write!(out, r#","hdr":{headers}"#);

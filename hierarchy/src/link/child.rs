@@ -8,7 +8,8 @@
 //!               ^                               |
 //!               +------ Reset, silence ---------+
 //! ```
-//! Entering Open tells the shell where to read from; whatever was read before is void.
+//! Entering Open tells the shell where to read each lane from; whatever was read before is void.
+//! In Open each lane has a window of its own, and what is most urgent is sent first.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -19,12 +20,12 @@ use super::{
     Parcel, ParcelHead, Tick,
     message::{ChildMessage, ParentMessage, RefusedParcel},
 };
-use crate::{Digest, Millis};
+use crate::{ByLane, Digest, Lane, Millis};
 
 /// How much the child keeps under way, and how patient it is.
 #[derive(Debug, Clone, Copy)]
 pub struct ChildLimits {
-    /// Frames sent and not acknowledged.
+    /// Frames of a lane sent and not acknowledged.
     pub frames: usize,
     /// Bytes of batches in one frame; one larger batch still makes a frame of its own.
     pub frame_bytes: usize,
@@ -39,6 +40,8 @@ impl ChildLimits {
     const REPEATS: u32 = 3;
     /// The longest wait between two greetings.
     const MAX_BACKOFF: Duration = Duration::from_secs(4);
+    /// Keys that count as known to the parent; beyond it they are shown again.
+    const MAX_KNOWN: usize = 4096;
 }
 
 impl Default for ChildLimits {
@@ -50,7 +53,7 @@ impl Default for ChildLimits {
 /// What the shell is to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChildOutput {
-    /// Greet the parent, with a fresh session number if `session` is new to the shell.
+    /// Greet the parent.
     Greet {
         /// The session to open.
         session: u64,
@@ -59,19 +62,28 @@ pub enum ChildOutput {
     Send {
         /// The session they belong to.
         session: u64,
+        /// The lane they travel in.
+        lane: Lane,
         /// The parcels, in order.
         parcels: Vec<Parcel>,
         /// Keys whose bindings must go with them.
         announce: Vec<Digest>,
     },
-    /// Forget what was read from the store; read on behind this place. What lies up to it has
-    /// arrived and may leave the store.
+    /// Forget what was read of this lane; read on behind this place, unless the store holds another
+    /// batch there than `digest`: then the store went back in time, and what it holds must be offered
+    /// as a new incarnation, after [`Child::on_stranger`].
     Resume {
+        /// The lane.
+        lane: Lane,
         /// The parent's cursor.
         after: u64,
+        /// The batch that the parent had from there.
+        digest: Option<Digest>,
     },
     /// The parent has everything up to here: it may leave the store.
     Release {
+        /// The lane.
+        lane: Lane,
         /// The parent's cursor.
         up_to: u64,
         /// What the parent refused.
@@ -93,7 +105,19 @@ struct Flight {
     again: bool,
 }
 
+/// The parent answers no more.
+struct Silent;
+
+/// One lane of an open session.
+#[derive(Debug, Default)]
+struct Flow {
+    credit: u64,
+    flights: VecDeque<Flight>,
+    queue: VecDeque<Parcel>,
+}
+
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one for each agent")]
 enum State {
     Greeting {
         session: u64,
@@ -102,9 +126,8 @@ enum State {
     },
     Open {
         session: u64,
-        credit: u64,
-        flights: VecDeque<Flight>,
-        queue: VecDeque<Parcel>,
+        lanes: ByLane<Flow>,
+        /// Keys that the parent knows.
         known: HashSet<Digest>,
     },
 }
@@ -115,15 +138,23 @@ pub struct Child {
     limits: ChildLimits,
     state: State,
     ready: VecDeque<ChildOutput>,
-    /// The last cursor that the parent told.
-    cursor: u64,
+    /// The last cursors that the parent told.
+    cursors: ByLane<u64>,
+    /// The last batch of each lane that the parent acknowledged.
+    settled: ByLane<Option<(u64, Digest)>>,
 }
 
 impl Child {
     /// A child that begins by greeting at `now`. `session` is the first session number.
     pub fn new(limits: ChildLimits, session: u64, now: Tick) -> Child {
         let state = State::Greeting { session, next: now, wait: limits.retry };
-        Child { limits, state, ready: VecDeque::new(), cursor: 0 }
+        Child {
+            limits,
+            state,
+            ready: VecDeque::new(),
+            cursors: ByLane::default(),
+            settled: ByLane::default(),
+        }
     }
 
     /// Whether the parent has accepted the session.
@@ -131,79 +162,81 @@ impl Child {
         matches!(self.state, State::Open { .. })
     }
 
-    /// Whether something could be sent at once.
-    pub fn is_ready(&self) -> bool {
+    fn flow(&self, lane: Lane) -> Option<&Flow> {
         match &self.state {
-            State::Greeting { .. } => false,
-            State::Open { flights, queue, .. } => !queue.is_empty() && flights.len() < self.limits.frames,
+            State::Greeting { .. } => None,
+            State::Open { lanes, .. } => Some(&lanes[lane]),
         }
     }
 
-    /// How many frames are sent and not acknowledged.
-    pub fn under_way(&self) -> usize {
-        match &self.state {
-            State::Greeting { .. } => 0,
-            State::Open { flights, .. } => flights.len(),
-        }
+    /// Whether something of the lane could be sent at once.
+    pub fn is_ready(&self, lane: Lane) -> bool {
+        self.flow(lane).is_some_and(|flow| flow.may_send(&self.limits))
     }
 
-    /// Whether nothing is under way or waiting to be.
-    pub fn is_idle(&self) -> bool {
-        matches!(&self.state, State::Open { flights, queue, .. } if flights.is_empty() && queue.is_empty())
+    /// Whether nothing of the lane is under way or waiting to be.
+    pub fn is_idle(&self, lane: Lane) -> bool {
+        self.flow(lane).is_some_and(|flow| flow.flights.is_empty() && flow.queue.is_empty())
     }
 
-    /// The place up to which the parent has everything, as far as known.
-    pub fn cursor(&self) -> u64 {
-        self.cursor
+    /// The place up to which the parent has everything of the lane, as far as known.
+    pub fn cursor(&self, lane: Lane) -> u64 {
+        self.cursors[lane]
     }
 
-    /// Whether another parcel would be sent soon; while false, the shell stops reading its store.
-    pub fn wants_more(&self) -> bool {
-        match &self.state {
-            State::Greeting { .. } => false,
-            State::Open { queue, .. } => {
-                queue.len() < self.limits.frame_parcels
-                    && queue.iter().map(|p| p.bytes.len()).sum::<usize>() < self.limits.frame_bytes
-            }
-        }
+    /// The batch at this place, where it is the last one of the lane that was acknowledged to this
+    /// machine. The store may have forgotten it since.
+    pub fn settled_at(&self, lane: Lane, place: u64) -> Option<Digest> {
+        self.settled[lane].filter(|(last, _)| *last == place).map(|(_, digest)| digest)
     }
 
-    /// Takes the next parcel. Parcels must follow each other from the last `Resume` on; without an
-    /// open session they are dropped, since they will be read again.
-    pub fn offer(&mut self, parcel: Parcel) {
-        if let State::Open { queue, .. } = &mut self.state {
-            queue.push_back(parcel);
+    /// Whether another parcel would be sent soon; while false, the shell stops reading the lane.
+    pub fn wants_more(&self, lane: Lane) -> bool {
+        self.flow(lane).is_some_and(|flow| {
+            flow.queue.len() < self.limits.frame_parcels
+                && flow.queue.iter().map(|p| p.bytes.len()).sum::<usize>() < self.limits.frame_bytes
+        })
+    }
+
+    /// Takes the next parcel. Parcels of a lane must follow each other from the last `Resume` on;
+    /// without an open session they are dropped, since they will be read again.
+    pub fn offer(&mut self, lane: Lane, parcel: Parcel) {
+        if let State::Open { lanes, .. } = &mut self.state {
+            lanes[lane].queue.push_back(parcel);
         }
     }
 
     /// Takes a message of the parent. Messages of other sessions are ignored.
     pub fn on_message(&mut self, message: &ParentMessage, now: Tick) {
         match (message, &mut self.state) {
-            (
-                &ParentMessage::Welcome { session, cursor, credit, .. },
-                State::Greeting { session: current, .. },
-            ) if session == *current => {
-                self.cursor = cursor;
-                self.state = State::Open {
-                    session,
-                    credit,
-                    flights: VecDeque::new(),
-                    queue: VecDeque::new(),
-                    known: HashSet::new(),
-                };
-                self.ready.push_back(ChildOutput::Resume { after: cursor });
+            (ParentMessage::Welcome { session, lanes, .. }, State::Greeting { session: current, .. })
+                if session == current =>
+            {
+                self.cursors = lanes.map(|_, welcome| welcome.cursor);
+                for (lane, welcome) in lanes.iter() {
+                    let (after, digest) = (welcome.cursor, welcome.digest);
+                    self.ready.push_back(ChildOutput::Resume { lane, after, digest });
+                }
+                let lanes = lanes.map(|_, welcome| Flow { credit: welcome.credit, ..Flow::default() });
+                self.state = State::Open { session: *session, lanes, known: HashSet::new() };
             }
             (
-                ParentMessage::Ack { session, cursor, credit, received_at, refused },
-                State::Open { session: current, credit: left, flights, known, .. },
+                ParentMessage::Ack { session, lane, cursor, credit, received_at, refused },
+                State::Open { session: current, lanes, known },
             ) if session == current => {
-                *left = *credit;
-                for parcel in settle(flights, *cursor, now) {
+                let (lane, flow) = (*lane, &mut lanes[*lane]);
+                flow.credit = *credit;
+                for parcel in settle(&mut flow.flights, *cursor, now) {
                     known.insert(parcel.kid);
+                    self.settled[lane] = Some((parcel.last, parcel.digest));
                 }
-                if *cursor > self.cursor {
-                    self.cursor = *cursor;
+                if known.len() > ChildLimits::MAX_KNOWN {
+                    known.clear();
+                }
+                if *cursor > self.cursors[lane] {
+                    self.cursors[lane] = *cursor;
                     self.ready.push_back(ChildOutput::Release {
+                        lane,
                         up_to: *cursor,
                         refused: refused.clone(),
                         received_at: *received_at,
@@ -219,17 +252,11 @@ impl Child {
         }
     }
 
-    /// The parent spoke, but under a key that this agent does not know: it was restarted.
+    /// The session cannot go on: the parent spoke under a key that this agent does not know, or the
+    /// places of a lane have changed their meaning.
     pub fn on_stranger(&mut self, now: Tick) {
         if self.is_open() {
             self.greet(now);
-        }
-    }
-
-    /// The way to the parent is open again: do not wait for what was sent into the void.
-    pub fn on_way_open(&mut self, now: Tick) {
-        if let State::Greeting { next, wait, .. } = &mut self.state {
-            (*next, *wait) = (now, self.limits.retry);
         }
     }
 
@@ -237,7 +264,10 @@ impl Child {
     pub fn timeout(&self) -> Option<Tick> {
         match &self.state {
             State::Greeting { next, .. } => Some(*next),
-            State::Open { flights, .. } => flights.front().map(|flight| flight.sent + self.patience(flight)),
+            State::Open { lanes, .. } => {
+                let oldest = lanes.iter().filter_map(|(_, flow)| flow.flights.front());
+                oldest.map(|flight| flight.sent + self.limits.patience(flight)).min()
+            }
         }
     }
 
@@ -246,10 +276,6 @@ impl Child {
         if let Some(output) = self.ready.pop_front() {
             return Some(output);
         }
-        let patience = match &self.state {
-            State::Open { flights, .. } => flights.front().map(|flight| self.patience(flight)),
-            State::Greeting { .. } => None,
-        };
         match &mut self.state {
             State::Greeting { session, next, wait } => {
                 if now < *next {
@@ -259,45 +285,23 @@ impl Child {
                 *wait = (*wait * 2).min(ChildLimits::MAX_BACKOFF);
                 Some(ChildOutput::Greet { session: *session })
             }
-            State::Open { session, credit, flights, queue, known } => {
-                if let (Some(oldest), Some(patience)) = (flights.front_mut(), patience)
-                    && now >= oldest.sent + patience
-                {
-                    if oldest.repeats >= ChildLimits::REPEATS {
-                        self.greet(now);
-                        return self.poll(now);
+            State::Open { session, lanes, known } => {
+                let session = *session;
+                let silent =
+                    lanes.iter_mut().any(|(_, flow)| flow.repeat_overdue(&self.limits, now).is_err());
+                if silent {
+                    self.greet(now);
+                    return self.poll(now);
+                }
+                for (lane, flow) in lanes.iter_mut() {
+                    if let Some(parcels) = flow.next_frame(&self.limits, now) {
+                        let announce = unknown(&parcels, known);
+                        return Some(ChildOutput::Send { session, lane, parcels, announce });
                     }
-                    oldest.repeats += 1;
-                    for flight in flights.iter_mut() {
-                        flight.again = true;
-                        flight.sent = now;
-                    }
                 }
-                if let Some(flight) = flights.iter_mut().find(|flight| flight.again) {
-                    flight.again = false;
-                    return Some(send(*session, flight.parcels.clone(), known));
-                }
-                let under_way: usize = flights.iter().map(|flight| flight.bytes).sum();
-                let credit_left = under_way == 0 || (under_way as u64) < *credit;
-                if queue.is_empty() || flights.len() >= self.limits.frames || !credit_left {
-                    return None;
-                }
-                let parcels = next_frame(queue, &self.limits);
-                let bytes = parcels.iter().map(|p| p.bytes.len()).sum();
-                flights.push_back(Flight {
-                    parcels: parcels.clone(),
-                    bytes,
-                    sent: now,
-                    repeats: 0,
-                    again: false,
-                });
-                Some(send(*session, parcels, known))
+                None
             }
         }
-    }
-
-    fn patience(&self, flight: &Flight) -> Duration {
-        self.limits.retry * 2u32.pow(flight.repeats)
     }
 
     /// Gives the session up and greets anew, at once.
@@ -308,6 +312,53 @@ impl Child {
         self.state = State::Greeting { session, next: now, wait: self.limits.retry };
         self.ready.clear();
         self.ready.push_back(ChildOutput::Pause);
+    }
+}
+
+impl ChildLimits {
+    fn patience(&self, flight: &Flight) -> Duration {
+        self.retry * 2u32.pow(flight.repeats)
+    }
+}
+
+impl Flow {
+    fn may_send(&self, limits: &ChildLimits) -> bool {
+        let under_way: usize = self.flights.iter().map(|flight| flight.bytes).sum();
+        let credit_left = under_way == 0 || (under_way as u64) < self.credit;
+        !self.queue.is_empty() && self.flights.len() < limits.frames && credit_left
+    }
+
+    /// Marks what has waited too long for its receipt, unless the parent has been silent for so long
+    /// that the session is to be given up.
+    fn repeat_overdue(&mut self, limits: &ChildLimits, now: Tick) -> Result<(), Silent> {
+        let Some(oldest) = self.flights.front_mut() else { return Ok(()) };
+        if now < oldest.sent + limits.patience(oldest) {
+            return Ok(());
+        }
+        if oldest.repeats >= ChildLimits::REPEATS {
+            return Err(Silent);
+        }
+        oldest.repeats += 1;
+        for flight in &mut self.flights {
+            flight.again = true;
+            flight.sent = now;
+        }
+        Ok(())
+    }
+
+    fn next_frame(&mut self, limits: &ChildLimits, now: Tick) -> Option<Vec<Parcel>> {
+        if let Some(flight) = self.flights.iter_mut().find(|flight| flight.again) {
+            flight.again = false;
+            return Some(flight.parcels.clone());
+        }
+        if !self.may_send(limits) {
+            return None;
+        }
+        let parcels = cut_frame(&mut self.queue, limits);
+        let bytes = parcels.iter().map(|p| p.bytes.len()).sum();
+        let flight = Flight { parcels: parcels.clone(), bytes, sent: now, repeats: 0, again: false };
+        self.flights.push_back(flight);
+        Some(parcels)
     }
 }
 
@@ -332,7 +383,7 @@ fn settle(flights: &mut VecDeque<Flight>, cursor: u64, now: Tick) -> Vec<Parcel>
     settled
 }
 
-fn next_frame(queue: &mut VecDeque<Parcel>, limits: &ChildLimits) -> Vec<Parcel> {
+fn cut_frame(queue: &mut VecDeque<Parcel>, limits: &ChildLimits) -> Vec<Parcel> {
     let mut bytes = 0;
     let fitting = queue
         .iter()
@@ -347,18 +398,18 @@ fn next_frame(queue: &mut VecDeque<Parcel>, limits: &ChildLimits) -> Vec<Parcel>
 
 /// Keys count as known to the parent once a parcel under them was acknowledged; until then a lost
 /// frame may have taken the binding with it.
-fn send(session: u64, parcels: Vec<Parcel>, known: &HashSet<Digest>) -> ChildOutput {
+fn unknown(parcels: &[Parcel], known: &HashSet<Digest>) -> Vec<Digest> {
     let mut announce: Vec<Digest> =
         parcels.iter().map(|p| p.kid).filter(|kid| !known.contains(kid)).collect();
     announce.sort_unstable();
     announce.dedup();
-    ChildOutput::Send { session, parcels, announce }
+    announce
 }
 
 impl ChildOutput {
     /// The frame message of a `Send`, without its bindings.
-    pub fn frame(session: u64, parcels: &[Parcel], last: u64) -> ChildMessage {
+    pub fn frame(session: u64, lane: Lane, parcels: &[Parcel], last: u64) -> ChildMessage {
         let parcels = parcels.iter().map(ParcelHead::from).collect();
-        ChildMessage::Frame { session, bindings: Vec::new(), parcels, last }
+        ChildMessage::Frame { session, lane, bindings: Vec::new(), parcels, last }
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::Parcel;
-use crate::{Digest, Millis, Refusal, signing::Binding};
+use crate::{ByLane, Digest, Lane, Millis, Refusal, signing::Binding};
 
 /// What a child tells its parent, on `lucent.link.up.{level}.{id}`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -18,12 +18,8 @@ pub enum ChildMessage {
     Hello {
         /// A number of the child's choosing, fresh for each session, below 2^53.
         session: u64,
-        /// Which life of the child's store the places belong to.
-        incarnation: u64,
-        /// The place after which this incarnation begins: 0 for a new store.
-        start: u64,
-        /// Last place in the child's store, so that the parent knows how far behind it is.
-        last: u64,
+        /// What the child holds.
+        lanes: ByLane<LaneHello>,
         /// The child's software version.
         version: String,
     },
@@ -31,12 +27,14 @@ pub enum ChildMessage {
     Frame {
         /// The session that this belongs to.
         session: u64,
+        /// The lane that all of them travel in.
+        lane: Lane,
         /// Bindings of keys that the parent may not have seen.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         bindings: Vec<Binding>,
         /// The batches that follow.
         parcels: Vec<ParcelHead>,
-        /// Last place in the child's store.
+        /// Last place in the child's store of this lane.
         last: u64,
     },
     /// The child's answer to a [`ParentMessage::Handoff`].
@@ -93,12 +91,8 @@ pub enum ParentMessage {
     Welcome {
         /// The child's number.
         session: u64,
-        /// The incarnation that `cursor` counts in.
-        incarnation: u64,
-        /// Everything up to here is durable at the parent.
-        cursor: u64,
-        /// How many bytes the parent will take beyond the cursor.
-        credit: u64,
+        /// Where to go on.
+        lanes: ByLane<LaneWelcome>,
         /// The parent's software version.
         version: String,
     },
@@ -106,6 +100,8 @@ pub enum ParentMessage {
     Ack {
         /// The child's number.
         session: u64,
+        /// The lane that the cursor is of.
+        lane: Lane,
         /// The new cursor.
         cursor: u64,
         /// How many bytes the parent will take beyond the cursor.
@@ -130,6 +126,32 @@ pub enum ParentMessage {
         /// What is to be done.
         spec: Box<RawValue>,
     },
+}
+
+/// What a child holds of one lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LaneHello {
+    /// The incarnation that the places belong to.
+    pub incarnation: u64,
+    /// The place after which this incarnation begins: 0 for a new store.
+    pub start: u64,
+    /// Last place in the child's store, so that the parent knows how far behind it is.
+    pub last: u64,
+}
+
+/// Where a child is to go on in one lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LaneWelcome {
+    /// Everything up to here is durable at the parent.
+    pub cursor: u64,
+    /// The batch that the parent had from there. A child that holds another one at this place has a
+    /// store that went back in time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
+    /// How many bytes the parent will take beyond the cursor.
+    pub credit: u64,
 }
 
 /// A parcel that the parent will not take, now or later.

@@ -8,20 +8,27 @@
 //!                                      <=== Welcome, Ack, Reset ===
 //! ```
 //!
-//! The cursor, the place up to which everything has arrived, belongs to the parent and lives in its
-//! durable store. Custody follows from it: the child forgets nothing above the parent's cursor.
+//! Each lane is a queue of its own with a cursor of its own. The cursor, the place up to which
+//! everything has arrived, belongs to the parent and lives in its durable store. Custody follows from
+//! it: the child forgets nothing above the parent's cursor. That nothing is taken twice, whatever
+//! becomes of a child's store, rests on the origins' numbers ([`Origins`]).
 
 pub mod batch;
 pub mod child;
+pub mod cursor;
 pub mod message;
+pub mod origins;
 pub mod packer;
 pub mod parent;
+pub mod resume;
 
 pub use batch::{Batch, BatchEvent, Event};
 pub use child::{Child, ChildLimits, ChildOutput};
-pub use message::{ChildMessage, ParcelHead, ParentMessage};
+pub use cursor::{Cursor, Record};
+pub use message::{ChildMessage, LaneHello, ParcelHead, ParentMessage};
+pub use origins::{Origins, Span, Standing};
 pub use packer::{Pack, PackLimits, Packer};
-pub use parent::{Cursor, Parent, ParentOutput, Record, Verdict};
+pub use parent::{Parent, ParentOutput, Verdict};
 
 use bytes::Bytes;
 

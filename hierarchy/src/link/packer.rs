@@ -5,13 +5,10 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 
 use super::{
-    Tick,
+    Span, Tick,
     batch::{self, Event, MAX_SUBJECTS},
 };
-use crate::{
-    envelope::{BatchHead, Priority},
-    subject::Speaker,
-};
+use crate::{Lane, envelope::BatchHead, subject::Speaker};
 
 /// When a batch is full.
 #[derive(Debug, Clone, Copy)]
@@ -26,7 +23,7 @@ pub struct PackLimits {
 
 impl Default for PackLimits {
     fn default() -> Self {
-        PackLimits { events: 500, bytes: 128 * 1024, linger: Duration::from_millis(2) }
+        PackLimits { events: 1000, bytes: 256 * 1024, linger: Duration::from_millis(2) }
     }
 }
 
@@ -37,25 +34,28 @@ pub struct Pack {
     pub head: BatchHead,
     /// Its subject: that of all its events where they share one, else the origin's own.
     pub subject: String,
-    /// Its priority.
-    pub priority: Priority,
+    /// Its lane.
+    pub lane: Lane,
     /// `{"events":[...]}`
     pub payload: Box<RawValue>,
 }
 
-/// Collects events of one origin in order.
+/// Numbers the events of one origin and lane, and collects them in order.
 #[derive(Debug)]
 pub struct Packer {
     speaker: Speaker,
+    lane: Lane,
     incarnation: u64,
     limits: PackLimits,
+    /// The number that the next event gets.
+    next: u64,
+    /// The first number that no batch answers for yet.
+    uncovered: u64,
     open: Option<Open>,
 }
 
 #[derive(Debug)]
 struct Open {
-    first: u64,
-    last: u64,
     count: u32,
     subjects: Vec<String>,
     body: String,
@@ -66,13 +66,13 @@ const HEAD: &str = r#"{"events":["#;
 const TAIL: &str = "]}";
 
 impl Packer {
-    /// A packer for the events of `speaker` in this incarnation of its store.
-    pub fn new(speaker: Speaker, incarnation: u64, limits: PackLimits) -> Packer {
-        Packer { speaker, incarnation, limits, open: None }
+    /// A packer for the events of `speaker` in this lane. The incarnation must never have been used.
+    pub fn new(speaker: Speaker, lane: Lane, incarnation: u64, limits: PackLimits) -> Packer {
+        Packer { speaker, lane, incarnation, limits, next: 1, uncovered: 1, open: None }
     }
 
-    /// Adds an event. Returns the batch before it where the event does not fit into that one, and a
-    /// batch that the event fills; so at most two.
+    /// Numbers an event and adds it. Returns the batch before it where the event does not fit into
+    /// that one, and a batch that the event fills; so at most two.
     pub fn push(&mut self, event: &Event, now: Tick) -> Vec<Pack> {
         let mut full = Vec::new();
         if self.open.as_ref().is_some_and(|open| !self.fits(open, event)) {
@@ -82,6 +82,7 @@ impl Packer {
             full.extend(self.close());
             self.append(event, now);
         }
+        self.next += 1;
         let done = |open: &Open| {
             open.count as usize >= self.limits.events || open.body.len() + TAIL.len() >= self.limits.bytes
         };
@@ -91,6 +92,32 @@ impl Packer {
         full
     }
 
+    /// Numbers an event that the origin's policy drops.
+    pub fn skip(&mut self) {
+        self.next += 1;
+    }
+
+    /// The newest number given; 0 before the first.
+    pub fn last(&self) -> u64 {
+        self.next - 1
+    }
+
+    /// The incarnation of the numbers.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// Numbers of dropped events that no batch answers for, once no event is waiting; whoever takes
+    /// them must account for them.
+    pub fn take_skipped(&mut self) -> Option<Span> {
+        if self.open.is_some() || self.uncovered == self.next {
+            return None;
+        }
+        let span = Span { incarnation: self.incarnation, first: self.uncovered, last: self.last() };
+        self.uncovered = self.next;
+        Some(span)
+    }
+
     /// Writes the event behind the others, unless that makes the batch too large.
     fn append(&mut self, event: &Event, now: Tick) -> bool {
         let linger = self.limits.linger;
@@ -98,14 +125,7 @@ impl Packer {
         let open = self.open.get_or_insert_with(|| {
             let mut body = String::with_capacity(capacity);
             body.push_str(HEAD);
-            Open {
-                first: event.seq,
-                last: event.seq,
-                count: 0,
-                subjects: Vec::new(),
-                body,
-                due: now + linger,
-            }
+            Open { count: 0, subjects: Vec::new(), body, due: now + linger }
         });
         let before = open.body.len();
         if open.count > 0 {
@@ -113,7 +133,7 @@ impl Packer {
         }
         let known = open.subjects.iter().position(|subject| *subject == event.subject);
         let subject = known.unwrap_or(open.subjects.len());
-        batch::write_event(&mut open.body, event, subject as u16);
+        batch::write_event(&mut open.body, self.next, event, subject as u16);
         if open.count > 0 && open.body.len() + TAIL.len() > self.limits.bytes {
             open.body.truncate(before);
             return false;
@@ -121,19 +141,13 @@ impl Packer {
         if known.is_none() {
             open.subjects.push(event.subject.clone());
         }
-        open.last = event.seq;
         open.count += 1;
         true
     }
 
-    /// When [`Packer::close_due`] has something to close.
+    /// When [`Packer::close`] is due, though the batch is not full.
     pub fn due(&self) -> Option<Tick> {
         self.open.as_ref().map(|open| open.due)
-    }
-
-    /// The batch whose first event has waited long enough.
-    pub fn close_due(&mut self, now: Tick) -> Option<Pack> {
-        if self.due()? <= now { self.close() } else { None }
     }
 
     /// The batch under construction, as it is.
@@ -144,20 +158,16 @@ impl Packer {
             [only] => only.clone(),
             _ => self.speaker.to_string(),
         };
+        let first = std::mem::replace(&mut self.uncovered, self.next);
         let head = BatchHead {
             incarnation: self.incarnation,
-            first: open.first,
-            last: open.last,
+            first,
+            last: self.last(),
             count: open.count,
             subjects: open.subjects,
         };
         let payload = RawValue::from_string(open.body).expect("events are written as JSON");
-        Some(Pack { head, subject, priority: Priority::Normal, payload })
-    }
-
-    /// Forgets the batch under construction: its events will be read again.
-    pub fn clear(&mut self) {
-        self.open = None;
+        Some(Pack { head, subject, lane: self.lane, payload })
     }
 
     fn fits(&self, open: &Open, event: &Event) -> bool {
@@ -167,8 +177,7 @@ impl Packer {
     }
 
     /// The agents' own subjects each travel in batches of their own, so that a coordinator which
-    /// waits for one of them need not look into every batch of application events. So does a subject
-    /// that the parent will refuse, which thereby takes no other event with it.
+    /// waits for one of them need not look into every batch of application events.
     fn class<'a>(&self, subject: &'a str) -> Option<&'a str> {
         if !batch::carries(&self.speaker, subject) {
             return Some(subject);

@@ -1,19 +1,28 @@
 //! The parent's end of the link, one for each child.
 //!
 //! Parcels are judged (signature, origin, content) before they come here; this machine decides what
-//! is new, what is a repetition and what leaves a gap, and moves the cursor only over what the store
+//! is new, what is a repetition and what leaves a gap, and moves the cursors only over what the store
 //! has confirmed.
 
 use std::collections::VecDeque;
 
-use super::message::{ParcelHead, ParentMessage, RefusedParcel};
-use crate::{Millis, Refusal};
+use super::{
+    cursor::{Cursor, Record},
+    message::{LaneHello, LaneWelcome, ParcelHead, ParentMessage, RefusedParcel},
+    origins::{Origins, Span, Standing},
+};
+use crate::{ByLane, Digest, Lane, Millis, Path, Refusal};
 
 /// What was found about a parcel before it may be stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Its signature, origin and content hold.
-    Sound,
+    Sound {
+        /// Whose events it holds.
+        origin: Path,
+        /// Their numbers.
+        span: Span,
+    },
     /// It will never be taken.
     Refused(Refusal),
 }
@@ -35,6 +44,13 @@ pub enum ParentOutput {
         /// Why.
         reason: Refusal,
     },
+    /// Events of parcel number `index`'s origin are missing before it and will not come any more.
+    Gap {
+        /// Its place in the frame just given.
+        index: usize,
+        /// What is missing.
+        span: Span,
+    },
     /// The child speaks of a session that is not open.
     Reset {
         /// That session.
@@ -45,6 +61,7 @@ pub enum ParentOutput {
 #[derive(Debug)]
 struct Pending {
     last: u64,
+    digest: Digest,
     state: PendingState,
 }
 
@@ -52,79 +69,10 @@ struct Pending {
 enum PendingState {
     Storing,
     Stored,
+    /// It was there before.
+    Known,
     Refused(Refusal),
 }
-
-/// How far one child has come, in one life of its store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Cursor {
-    /// Which life of the child's store.
-    pub incarnation: u64,
-    /// The place after which that life begins.
-    pub start: u64,
-    /// Everything up to this place is durable here, or was refused.
-    pub last: u64,
-    /// The last place that is durable here.
-    pub stored: u64,
-}
-
-/// What is stored beside a parcel, so that the cursor can be recovered from the store alone.
-///
-/// Records of a child form a chain: each names the one before it. A record whose predecessor is
-/// missing is an orphan of a store that failed half-way, and is removed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Record {
-    /// Which life of the child's store.
-    pub incarnation: u64,
-    /// The place after which that life begins.
-    pub start: u64,
-    /// `last` of the record before, or `start`.
-    pub previous: u64,
-    /// The parcel's place.
-    pub last: u64,
-}
-
-impl Cursor {
-    /// The cursor that this record follows.
-    pub fn before(record: Record) -> Cursor {
-        let Record { incarnation, start, previous, .. } = record;
-        Cursor { incarnation, start, last: previous, stored: previous }
-    }
-
-    /// Follows a record found in the store behind this cursor: the cursor after it, `None` for an
-    /// orphan.
-    pub fn follow(self, record: Record) -> Option<Cursor> {
-        let Record { incarnation, start, previous, last } = record;
-        if incarnation == self.incarnation && last <= self.stored {
-            return Some(self);
-        }
-        let expected = if incarnation == self.incarnation { self.stored } else { start };
-        let last_or_refused = if incarnation == self.incarnation { self.last.max(last) } else { last };
-        (previous == expected).then_some(Cursor { incarnation, start, last: last_or_refused, stored: last })
-    }
-}
-
-impl std::fmt::Display for Record {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {} {} {}", self.incarnation, self.start, self.previous, self.last)
-    }
-}
-
-impl std::str::FromStr for Record {
-    type Err = BadRecord;
-
-    fn from_str(s: &str) -> Result<Self, Self::Err> {
-        let mut numbers = s.split(' ').map(str::parse::<u64>);
-        let mut next = || numbers.next().and_then(Result::ok).ok_or(BadRecord);
-        Ok(Record { incarnation: next()?, start: next()?, previous: next()?, last: next()? })
-    }
-}
-
-/// A text that is no [`Record`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a link record is four numbers")]
-pub struct BadRecord;
 
 #[derive(Debug)]
 enum Session {
@@ -133,49 +81,51 @@ enum Session {
     /// A greeting waits until what was being stored is settled.
     Greeted {
         session: u64,
-        incarnation: u64,
-        start: u64,
+        lanes: ByLane<LaneHello>,
     },
     Open(u64),
 }
 
-/// The parent's end for one child.
-#[derive(Debug)]
-pub struct Parent {
+/// One lane.
+#[derive(Debug, Default)]
+struct Inflow {
     cursor: Cursor,
-    session: Session,
     pending: VecDeque<Pending>,
     /// `last` of the newest record given out.
     chain: u64,
     /// Refusals that no receipt has named yet.
     refused: Vec<RefusedParcel>,
-    /// A receipt or welcome is owed.
+    /// A receipt is owed.
     owed: bool,
+    /// Bytes that the child may have beyond the cursor.
+    credit: u64,
+}
+
+/// The parent's end for one child.
+#[derive(Debug)]
+pub struct Parent {
+    session: Session,
+    lanes: ByLane<Inflow>,
     /// The store failed for something pending; nothing new may pass it.
     broken: bool,
-    credit: u64,
     repeated: u64,
 }
 
 impl Parent {
-    /// The parent's end for a child whose durable cursor is `cursor`; `credit` in bytes.
-    pub fn new(cursor: Cursor, credit: u64) -> Parent {
-        Parent {
+    /// The parent's end for a child whose durable cursors are these; `credit` in bytes.
+    pub fn new(cursors: &ByLane<Cursor>, credit: &ByLane<u64>) -> Parent {
+        let lanes = cursors.map(|lane, &cursor| Inflow {
             cursor,
-            session: Session::None,
-            pending: VecDeque::new(),
             chain: cursor.stored,
-            refused: Vec::new(),
-            owed: false,
-            broken: false,
-            credit,
-            repeated: 0,
-        }
+            credit: credit[lane],
+            ..Inflow::default()
+        });
+        Parent { session: Session::None, lanes, broken: false, repeated: 0 }
     }
 
-    /// The durable cursor.
-    pub fn cursor(&self) -> Cursor {
-        self.cursor
+    /// The durable cursors.
+    pub fn cursors(&self) -> ByLane<Cursor> {
+        self.lanes.map(|_, inflow| inflow.cursor)
     }
 
     /// How many parcels came again and were recognised.
@@ -185,21 +135,29 @@ impl Parent {
 
     /// Whether the store still owes an answer.
     pub fn is_storing(&self) -> bool {
-        !self.pending.is_empty()
+        self.lanes.iter().any(|(_, inflow)| !inflow.pending.is_empty())
+    }
+
+    /// What the child may have beyond its cursor from the next receipt on, in bytes.
+    pub fn set_credit(&mut self, lane: Lane, credit: u64) {
+        self.lanes[lane].credit = credit;
     }
 
     /// The child greets. A new incarnation starts at the place it names.
-    pub fn on_hello(&mut self, session: u64, incarnation: u64, start: u64) {
-        self.session = Session::Greeted { session, incarnation, start };
-        self.settle_session();
+    pub fn on_hello(&mut self, session: u64, lanes: ByLane<LaneHello>) {
+        self.session = Session::Greeted { session, lanes };
     }
 
-    /// A frame whose parcels have been judged, in order.
+    /// A frame whose parcels have been judged, in order. What is new of them counts as taken in `origins`
+    /// at once, so that nothing can come in twice while it is being stored; that it is durable the shell
+    /// notes there, in the order in which it was stored.
     pub fn on_frame(
         &mut self,
         session: u64,
+        lane: Lane,
         parcels: &[ParcelHead],
         verdicts: &[Verdict],
+        origins: &mut Origins,
     ) -> Vec<ParentOutput> {
         match self.session {
             Session::Open(open) if open == session => {}
@@ -207,50 +165,64 @@ impl Parent {
             Session::Greeted { session: open, .. } if open == session => return Vec::new(),
             _ => return vec![ParentOutput::Reset { session }],
         }
+        let inflow = &mut self.lanes[lane];
         let mut outputs = Vec::new();
         for (index, (parcel, verdict)) in parcels.iter().zip(verdicts).enumerate() {
-            let tail = self.tail();
+            let tail = inflow.tail();
             if parcel.last <= tail {
                 // Its receipt was lost, or is on its way.
                 self.repeated += 1;
-                self.owed = true;
+                inflow.owed = true;
                 continue;
             }
             if parcel.after != tail || parcel.last <= parcel.after {
                 // A frame before this one was lost; the child repeats from the cursor on.
                 break;
             }
-            let state = match *verdict {
-                Verdict::Sound => {
-                    let Cursor { incarnation, start, .. } = self.cursor;
-                    let record = Record { incarnation, start, previous: self.chain, last: parcel.last };
-                    self.chain = parcel.last;
-                    outputs.push(ParentOutput::Store { index, record });
-                    PendingState::Storing
-                }
-                Verdict::Refused(reason) => {
-                    outputs.push(ParentOutput::Bury { index, reason });
-                    PendingState::Refused(reason)
-                }
+            let state = match verdict {
+                Verdict::Refused(reason) => PendingState::Refused(*reason),
+                Verdict::Sound { origin, span } => match origins.standing(origin, lane, *span) {
+                    Standing::Known => PendingState::Known,
+                    // Somebody else brought it, and it may yet fail; the child will ask again.
+                    Standing::Pending => break,
+                    Standing::Torn => PendingState::Refused(Refusal::BadPayload),
+                    Standing::Full => PendingState::Refused(Refusal::NotPermitted),
+                    standing @ (Standing::Next | Standing::Gap(_)) => {
+                        if let Standing::Gap(span) = standing {
+                            outputs.push(ParentOutput::Gap { index, span });
+                        }
+                        origins.taken(origin, lane, *span);
+                        PendingState::Storing
+                    }
+                },
             };
-            self.pending.push_back(Pending { last: parcel.last, state });
+            match state {
+                PendingState::Storing => {
+                    let record = inflow.next_record(parcel.last);
+                    outputs.push(ParentOutput::Store { index, record });
+                }
+                PendingState::Refused(reason) => outputs.push(ParentOutput::Bury { index, reason }),
+                PendingState::Known => self.repeated += 1,
+                PendingState::Stored => {}
+            }
+            inflow.pending.push_back(Pending { last: parcel.last, digest: parcel.digest, state });
         }
-        self.advance();
+        self.advance(lane);
         outputs
     }
 
     /// The store has the parcel that ends at `last`, durably.
-    pub fn on_stored(&mut self, last: u64) {
-        if let Some(pending) = self.pending.iter_mut().find(|pending| pending.last == last) {
+    pub fn on_stored(&mut self, lane: Lane, last: u64) {
+        if let Some(pending) = self.lanes[lane].pending.iter_mut().find(|pending| pending.last == last) {
             pending.state = PendingState::Stored;
         }
-        self.advance();
+        self.advance(lane);
     }
 
     /// The store refused or did not answer for the parcel that ends at `last`. What lies behind it may
     /// be stored or not: the shell must wait for the rest, then look and tell [`Parent::on_recovered`].
-    pub fn on_store_failed(&mut self, last: u64) {
-        if self.pending.iter().any(|pending| pending.last == last) {
+    pub fn on_store_failed(&mut self, lane: Lane, last: u64) {
+        if self.lanes[lane].pending.iter().any(|pending| pending.last == last) {
             self.broken = true;
             self.session = Session::None;
         }
@@ -262,71 +234,90 @@ impl Parent {
     }
 
     /// What the store really holds; nothing behind it is on its way any more.
-    pub fn on_recovered(&mut self, cursor: Cursor) {
-        self.cursor = cursor;
-        self.chain = cursor.stored;
-        self.pending.clear();
+    pub fn on_recovered(&mut self, cursors: &ByLane<Cursor>) {
+        for (lane, inflow) in self.lanes.iter_mut() {
+            inflow.cursor = cursors[lane];
+            inflow.chain = cursors[lane].stored;
+            inflow.pending.clear();
+        }
         self.broken = false;
-        self.settle_session();
     }
 
-    /// A welcome or receipt that is due, `None` where none is.
-    pub fn take_reply(&mut self, now: Millis, version: &str) -> Option<ParentMessage> {
-        if !std::mem::take(&mut self.owed) {
-            return None;
-        }
+    /// The welcome or the receipts that are due.
+    pub fn take_replies(&mut self, now: Millis, version: &str) -> Vec<ParentMessage> {
         match self.session {
-            Session::Greeted { session, incarnation, start } if self.pending.is_empty() => {
-                if incarnation != self.cursor.incarnation {
-                    self.cursor = Cursor { incarnation, start, last: start, stored: start };
-                    self.chain = start;
+            // A greeting is answered once nothing from before it is still on its way into the store:
+            // only then are the cursors that the welcome tells final.
+            Session::Greeted { session, lanes } if !self.is_storing() => {
+                for (lane, hello) in lanes.iter() {
+                    self.lanes[lane].begin(hello);
                 }
                 self.session = Session::Open(session);
-                Some(ParentMessage::Welcome {
-                    session,
-                    incarnation,
-                    cursor: self.cursor.last,
-                    credit: self.credit,
-                    version: version.to_owned(),
-                })
+                let lanes = self.lanes.map(|_, inflow| LaneWelcome {
+                    cursor: inflow.cursor.last,
+                    digest: inflow.cursor.digest,
+                    credit: inflow.credit,
+                });
+                vec![ParentMessage::Welcome { session, lanes, version: version.to_owned() }]
             }
-            Session::Open(session) => Some(ParentMessage::Ack {
-                session,
-                cursor: self.cursor.last,
-                credit: self.credit,
-                received_at: now,
-                refused: std::mem::take(&mut self.refused),
-            }),
-            Session::Greeted { .. } | Session::None => None,
+            Session::Open(session) => {
+                let owing = self.lanes.iter_mut().filter(|(_, inflow)| inflow.owed);
+                owing.map(|(lane, inflow)| inflow.receipt(session, lane, now)).collect()
+            }
+            Session::Greeted { .. } | Session::None => Vec::new(),
         }
     }
 
+    fn advance(&mut self, lane: Lane) {
+        if !self.broken {
+            self.lanes[lane].advance();
+        }
+    }
+}
+
+impl Inflow {
     /// The place up to which parcels were taken, stored or not yet.
     fn tail(&self) -> u64 {
         self.pending.back().map_or(self.cursor.last, |pending| pending.last)
     }
 
-    fn advance(&mut self) {
-        if self.broken {
-            return;
+    fn begin(&mut self, hello: &LaneHello) {
+        self.owed = false;
+        self.refused.clear();
+        if hello.incarnation != self.cursor.incarnation {
+            self.cursor = Cursor::at_start(hello.incarnation, hello.start);
+            self.chain = hello.start;
         }
+    }
+
+    fn next_record(&mut self, last: u64) -> Record {
+        let Cursor { incarnation, start, .. } = self.cursor;
+        let previous = std::mem::replace(&mut self.chain, last);
+        Record { incarnation, start, previous, last }
+    }
+
+    fn advance(&mut self) {
         let settled = |pending: &mut Pending| !matches!(pending.state, PendingState::Storing);
-        while let Some(Pending { last, state }) = self.pending.pop_front_if(settled) {
-            self.cursor.last = last;
+        while let Some(Pending { last, digest, state }) = self.pending.pop_front_if(settled) {
+            (self.cursor.last, self.cursor.digest) = (last, Some(digest));
             self.owed = true;
             match state {
                 PendingState::Refused(reason) => self.refused.push(RefusedParcel { last, reason }),
                 PendingState::Storing | PendingState::Stored => self.cursor.stored = last,
+                PendingState::Known => {}
             }
         }
-        self.settle_session();
     }
 
-    /// A greeting is answered once nothing from before it is still on its way into the store: only
-    /// then is the cursor that the welcome tells final.
-    fn settle_session(&mut self) {
-        if matches!(self.session, Session::Greeted { .. }) && self.pending.is_empty() {
-            self.owed = true;
+    fn receipt(&mut self, session: u64, lane: Lane, now: Millis) -> ParentMessage {
+        self.owed = false;
+        ParentMessage::Ack {
+            session,
+            lane,
+            cursor: self.cursor.last,
+            credit: self.credit,
+            received_at: now,
+            refused: std::mem::take(&mut self.refused),
         }
     }
 }

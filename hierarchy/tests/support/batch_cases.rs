@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hierarchy::{
-    Refusal,
+    Lane, Refusal,
     Refusal::{BadPayload, WrongSubject},
-    link::{Event, PackLimits, Packer, Tick},
+    envelope::Parsed,
+    link::{Batch, Event, Pack, PackLimits, Packer, Span, Tick, batch::check_speaker},
     subject::Speaker,
 };
 
@@ -39,19 +40,64 @@ pub(crate) const DATA: [&[u8]; 16] = [
     b"\"\xe2\x80\xa8\"",
 ];
 
-pub(crate) fn event(seq: u64, subject: &str, data: &[u8]) -> Event {
+/// An event with its number at the origin.
+pub(crate) type Numbered = (u64, Event);
+
+/// An event; `n` shows in its time alone.
+pub(crate) fn event(n: u64, subject: &str, data: &[u8]) -> Event {
     let data = bytes::Bytes::copy_from_slice(data);
-    Event { seq, ts: SIGNED.0 + seq % 1000, subject: subject.into(), headers: BTreeMap::new(), data }
+    Event { ts: SIGNED.0 + n % 1000, subject: subject.into(), headers: BTreeMap::new(), data }
 }
 
-/// The packer of the agent n1.
+/// An event that is to get the number `n`.
+pub(crate) fn numbered(n: u64, subject: &str, data: &[u8]) -> Numbered {
+    (n, event(n, subject, data))
+}
+
+/// The packer of the agent n1 for this lane, in incarnation 1.
+pub(crate) fn packer_of(lane: Lane, limits: PackLimits) -> Packer {
+    Packer::new(Speaker::of(&identity("/s1/c1/n1").path), lane, 1, limits)
+}
+
+/// The packer of the agent n1 for the lane `normal`.
 pub(crate) fn packer(limits: PackLimits) -> Packer {
-    Packer::new(Speaker::of(&identity("/s1/c1/n1").path), 1, limits)
+    packer_of(Lane::Normal, limits)
 }
 
-pub(crate) fn vector_event(event: &Event) -> VectorEvent {
+/// Packs an event under its number. What has the numbers before it was dropped.
+pub(crate) fn push(packer: &mut Packer, (number, event): &Numbered) -> Vec<Pack> {
+    while packer.last() + 1 < *number {
+        packer.skip();
+    }
+    let packs = packer.push(event, Tick::ZERO);
+    assert_eq!(packer.last(), *number, "numbers rise");
+    packs
+}
+
+/// Seals a batch, as the agent n1 does, and reads its events, as each level above does.
+pub(crate) fn carry(world: &World, pack: &Pack) -> Result<Vec<Numbered>, Refusal> {
+    let sealed = seal_pack(&world.signer("n1"), pack);
+    let envelope = Parsed::parse(&sealed.bytes)?;
+    check_speaker(&envelope.identity().path, &envelope)?;
+    events_of(&envelope)
+}
+
+/// The events of a batch whose numbers make sense.
+pub(crate) fn events_of(envelope: &Parsed<'_>) -> Result<Vec<Numbered>, Refusal> {
+    envelope.batch().and_then(Span::of).ok_or(BadPayload)?;
+    let events = Batch::read(envelope)?.events;
+    let subjects = &envelope.batch().unwrap().subjects;
+    let numbered = events.iter().map(|event| {
+        let subject = subjects[usize::from(event.sub)].clone();
+        let (headers, data) = (event.hdr.clone(), event.bytes().into());
+        (event.seq, Event { ts: event.ts, subject, headers, data })
+    });
+    Ok(numbered.collect())
+}
+
+pub(crate) fn vector_event((number, event): &Numbered) -> VectorEvent {
     VectorEvent {
-        seq: event.seq,
+        seq: *number,
         ts: event.ts,
         subject: event.subject.clone(),
         hdr: event.headers.clone(),
@@ -60,43 +106,55 @@ pub(crate) fn vector_event(event: &Event) -> VectorEvent {
 }
 
 /// What a small batch of `events` looks like, with its slot marked.
-fn written(world: &World, events: &[Event]) -> String {
+fn written(world: &World, events: &[Numbered]) -> String {
     let mut packer = packer(PackLimits::default());
     for event in events {
-        assert!(packer.push(event, Tick::ZERO).is_empty(), "the events make one batch");
+        assert!(push(&mut packer, event).is_empty(), "the events make one batch");
     }
     marked(&seal_pack(&world.signer("n1"), &packer.close().unwrap()))
 }
 
 /// The batch from which most of the others are made.
-pub(crate) fn base_events() -> Vec<Event> {
+pub(crate) fn base_events() -> Vec<Numbered> {
     let trades = format!("{OWN}.trades");
-    let mut with_headers = event(2, &trades, br#"{"n":2}"#);
-    with_headers.headers.insert("X-Trace".into(), vec!["a".into(), "b \"quoted\"".into()]);
-    vec![event(1, &trades, br#"{"n":1}"#), with_headers, event(4, &format!("{OWN}.notes"), b"not JSON")]
+    let mut with_headers = numbered(2, &trades, br#"{"n":2}"#);
+    with_headers.1.headers.insert("X-Trace".into(), vec!["a".into(), "b \"quoted\"".into()]);
+    vec![numbered(1, &trades, br#"{"n":1}"#), with_headers, numbered(4, &format!("{OWN}.notes"), b"not JSON")]
 }
 
 /// All of them. The same world gives the same bytes.
 pub(crate) fn all(world: &World) -> Vec<Vector> {
     let pen = world.pen("n1");
     let mut vectors = Vec::new();
-    let mut add = |name: &str, text: &str, expect: Result<(), Refusal>, events: Option<&[Event]>| {
+    let mut add = |name: &str, text: &str, expect: Result<(), Refusal>, events: Option<&[Numbered]>| {
         let vector = Vector::at(name, &pen.sign(text), expect, NOW, Age::Stored(WEEK));
         let events = events.map(|events| events.iter().map(vector_event).collect());
         vectors.push(Vector { events, ..vector });
     };
 
     let base = base_events();
-    add("three events, two subjects, a gap", &written(world, &base), Ok(()), Some(&base));
-    let every: Vec<_> = (1..).zip(DATA).map(|(seq, data)| event(seq, OWN, data)).collect();
+    add("three events, two subjects, a dropped number", &written(world, &base), Ok(()), Some(&base));
+    let inner = [numbered(3, OWN, b"3"), numbered(4, OWN, b"4"), numbered(6, OWN, b"6")];
+    let text = written(world, &inner).edit(r#""last":6"#, r#""last":9"#);
+    add("dropped numbers before, between and behind the events", &text, Ok(()), Some(&inner));
+    let every: Vec<_> = (1..).zip(DATA).map(|(seq, data)| numbered(seq, OWN, data)).collect();
     add("data of every kind", &written(world, &every), Ok(()), Some(&every));
-    let many: Vec<_> = (1..=64).map(|n| event(n, &format!("{OWN}.s{n}"), b"{}")).collect();
+    let many: Vec<_> = (1..=64).map(|n| numbered(n, &format!("{OWN}.s{n}"), b"{}")).collect();
     add("64 subjects", &written(world, &many), Ok(()), Some(&many));
     let deep = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
-    let deepest = [event(1, OWN, deep(127).as_bytes())];
+    let deepest = [numbered(1, OWN, deep(127).as_bytes())];
     add("data of 127 levels", &written(world, &deepest), Ok(()), Some(&deepest));
-    let far = [event(u64::MAX - 1, OWN, b"1"), event(u64::MAX, OWN, b"2")];
-    add("the last places there are", &written(world, &far), Ok(()), Some(&far));
+    let near = [numbered(1, OWN, b"1"), numbered(2, OWN, b"2")];
+    let far = |first: u64, last: u64| {
+        written(world, &near)
+            .edit(r#""first":1,"last":2"#, &format!(r#""first":{first},"last":{last}"#))
+            .edit(r#""seq":1,"#, &format!(r#""seq":{first},"#))
+            .edit(r#""seq":2,"#, &format!(r#""seq":{last},"#))
+    };
+    let events = [(u64::MAX - 2, near[0].1.clone()), (u64::MAX - 1, near[1].1.clone())];
+    add("the last numbers there are", &far(u64::MAX - 2, u64::MAX - 1), Ok(()), Some(&events));
+    add("a number beyond the last", &far(u64::MAX - 1, u64::MAX), Err(BadPayload), None);
+    add("a number before the first", &far(0, 1), Err(BadPayload), None);
 
     let base = written(world, &base);
     let mut unsound = |refusal, name: &str, from: &str, to: &str| {
@@ -104,14 +162,16 @@ pub(crate) fn all(world: &World) -> Vec<Vector> {
     };
     for (name, from, to) in [
         ("another message type", "EventBatch", "EventBatches"),
-        ("a count too high", r#""count":3"#, r#""count":4"#),
+        ("a count of all numbers in place of the events", r#""count":3"#, r#""count":4"#),
         ("a count too low", r#""count":3"#, r#""count":2"#),
-        ("another first", r#""first":1"#, r#""first":0"#),
-        ("another last", r#""last":4"#, r#""last":5"#),
-        ("out of order", r#"{"seq":2,"#, r#"{"seq":5,"#),
-        ("a place twice", r#"{"seq":2,"#, r#"{"seq":1,"#),
-        ("a place with a fraction", r#"{"seq":2,"#, r#"{"seq":2.0,"#),
-        ("a place as text", r#"{"seq":2,"#, r#"{"seq":"2","#),
+        ("an event below first", r#""first":1"#, r#""first":2"#),
+        ("an event above last", r#""last":4"#, r#""last":3"#),
+        ("first is no number", r#""first":1"#, r#""first":0"#),
+        ("first behind last", r#""first":1,"last":4"#, r#""first":4,"last":1"#),
+        ("out of order", r#"{"seq":1,"#, r#"{"seq":3,"#),
+        ("a number twice", r#"{"seq":2,"#, r#"{"seq":1,"#),
+        ("a number with a fraction", r#"{"seq":2,"#, r#"{"seq":2.0,"#),
+        ("a number as text", r#"{"seq":2,"#, r#"{"seq":"2","#),
         ("sub beyond the list", r#""sub":1"#, r#""sub":2"#),
         ("sub below nought", r#""sub":1"#, r#""sub":-1"#),
         ("an event without ts", r#""ts":1756809000124,"#, ""),

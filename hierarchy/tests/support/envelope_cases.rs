@@ -1,12 +1,12 @@
 //! Envelopes that are sound, and every way found so far to be unsound.
 
 use hierarchy::{
-    Millis, Refusal,
+    Lane, Millis, Refusal,
     Refusal::{
         BadSignature, BadSlot, ExpiredBinding, FromTheFuture, IdentityMismatch, Malformed, Oversized, Stale,
         UnknownKid, UnsupportedVersion,
     },
-    envelope::{BatchHead, Draft, MAX_BYTES, Priority},
+    envelope::{BatchHead, Draft, MAX_BYTES},
 };
 
 use super::{
@@ -53,7 +53,7 @@ pub(crate) fn all(world: &World) -> Vec<Vector> {
         correlation_id: Some("order-17"),
         causation_id: Some("order-16"),
         reply_to: Some("lucent.responses.trading.17"),
-        priority: Priority::Critical,
+        priority: Lane::Critical,
         batch: Some(BatchHead {
             incarnation: 9_007_199_254_740_993,
             first: 1,

@@ -1,8 +1,9 @@
 //! Bytes that must never change while the version does not: one envelope, one batch, one frame.
 
 use hierarchy::{
-    envelope::{Draft, Priority},
-    link::{ChildMessage, PackLimits, Parcel, ParcelHead, Tick},
+    Lane,
+    envelope::Draft,
+    link::{ChildMessage, PackLimits, Parcel, ParcelHead},
 };
 
 use super::{
@@ -18,18 +19,17 @@ pub(crate) fn all(world: &World) -> Vec<(&'static str, Vec<u8>)> {
         causation_id: Some("0198f3a0-0000-7000-8000-000000000002"),
         message_type: "PriceUpdatedEvent",
         reply_to: Some("lucent.responses.pricing.17"),
-        priority: Priority::Critical,
+        priority: Lane::Critical,
         ..draft("lucent.hierarchy.node.n1.prices", &payload)
     });
 
-    let mut packer = batch_cases::packer(PackLimits { events: 3, ..PackLimits::default() });
-    let events = batch_cases::base_events();
-    let packs: Vec<_> = events.iter().flat_map(|event| packer.push(event, Tick::ZERO)).collect();
-    let batch = seal_pack(&signer, &packs[0]);
-    let mut packer = batch_cases::packer(PackLimits { events: 1, ..PackLimits::default() });
-    let next = &packer
-        .push(&batch_cases::event(5, "lucent.hierarchy.node.n1.agent.telemetry", b"{}"), Tick::ZERO)[0];
-    let next = seal_pack(&signer, next);
+    let mut packer = batch_cases::packer(PackLimits::default());
+    let telemetry = "lucent.hierarchy.node.n1.agent.telemetry";
+    let next = batch_cases::numbered(5, telemetry, b"{}");
+    let events = [batch_cases::base_events(), vec![next]].concat();
+    let mut packs: Vec<_> = events.iter().flat_map(|event| batch_cases::push(&mut packer, event)).collect();
+    packs.extend(packer.close());
+    let [batch, next] = [0, 1].map(|index| seal_pack(&signer, &packs[index]));
 
     let parcels: Vec<ParcelHead> = [(0, 4, &batch), (4, 5, &next)]
         .map(|(after, last, sealed)| {
@@ -37,8 +37,8 @@ pub(crate) fn all(world: &World) -> Vec<(&'static str, Vec<u8>)> {
             ParcelHead::from(&Parcel { after, last, bytes, digest, kid: signer.kid() })
         })
         .into();
-    let message =
-        ChildMessage::Frame { session: 17, bindings: vec![signer.binding().clone()], parcels, last: 5 };
+    let (lane, bindings) = (Lane::Normal, vec![signer.binding().clone()]);
+    let message = ChildMessage::Frame { session: 17, lane, bindings, parcels, last: 5 };
     let payload = raw(&serde_json::to_string(&message).unwrap());
     let head =
         signer.seal(&Draft { message_type: message.kind(), ..draft("lucent.link.up.node.n1", &payload) });

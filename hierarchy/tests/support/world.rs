@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, convert::Infallible};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ed25519_dalek::SigningKey;
 use hierarchy::{
-    Identity, Millis, TrustDomain,
-    envelope::{Draft, Priority, Sealed, Sender},
+    Identity, Lane, Millis, TrustDomain,
+    envelope::{Draft, Sealed, Sender},
     link::Pack,
     signing::{Binding, Signer, SvidKey, TrustBundle, Verifier},
 };
@@ -176,7 +176,7 @@ pub(crate) fn draft<'a>(subject: &'a str, payload: &'a RawValue) -> Draft<'a> {
         message_type: "PositionUpdatedEvent",
         subject,
         reply_to: None,
-        priority: Priority::Normal,
+        priority: Lane::Normal,
         batch: None,
         payload,
     }
@@ -186,7 +186,7 @@ pub(crate) fn draft<'a>(subject: &'a str, payload: &'a RawValue) -> Draft<'a> {
 pub(crate) fn seal_pack(signer: &Signer, pack: &Pack) -> Sealed {
     signer.seal(&Draft {
         message_type: hierarchy::link::batch::MESSAGE_TYPE,
-        priority: pack.priority,
+        priority: pack.lane,
         batch: Some(pack.head.clone()),
         ..draft(&pack.subject, &pack.payload)
     })

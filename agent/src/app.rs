@@ -53,8 +53,9 @@ use crate::{
     http::{self, Facts},
     ingest::{Ingest, IngestParts},
     lanes::{
-        Fill, Guards, LaneRules,
+        Fill, Guards, LaneRules, Tails,
         keeper::{self, Bound, KeeperParts},
+        tail::Tail,
     },
     link::{
         bindings::Bindings,
@@ -212,12 +213,14 @@ impl Agent {
         let (work, work_rx) = mpsc::channel(QUEUE);
 
         let (uplink_state, uplink) = watch::channel(UplinkState::default());
-        if let Some(up) = connections.up.clone() {
+        let tails: Option<Tails> = has_parent
+            .then(|| Arc::new(ByLane::new(|_| if has_children { Tail::closed() } else { Tail::open() })));
+        let untold = Arc::new(Guards::open());
+        let notes = LossNotes::new(untold.clone());
+        let fill = Arc::<Fill>::default();
+        if let (Some(up), Some(tails)) = (connections.up.clone(), tails.clone()) {
             let packed = Arc::new(Guards::closed());
-            let untold = Arc::new(Guards::open());
-            let notes = LossNotes::new(untold.clone());
             let numbered = Arc::<Numbered>::default();
-            let fill = Arc::<Fill>::default();
             let telling =
                 told::run(config.path.clone(), js.clone(), notes.clone(), numbered.clone(), token.clone());
             tasks.spawn("loss receipts", telling);
@@ -237,6 +240,7 @@ impl Agent {
                     linger: config.link.linger,
                 },
                 guards: packed.clone(),
+                tails: tails.clone(),
                 numbered,
                 notes: notes.clone(),
                 fill: fill.clone(),
@@ -248,7 +252,7 @@ impl Agent {
                 path: config.path.clone(),
                 js: js.clone(),
                 bounds: lane_bounds(&config),
-                fill,
+                fill: fill.clone(),
                 guards: vec![packed.clone(), checkpointed.clone()],
                 notes: notes.clone(),
                 metrics: metrics.clone(),
@@ -272,7 +276,8 @@ impl Agent {
                 state: uplink_state,
                 handoffs: from_parent_tx,
                 orders: to_parent_rx,
-                notes,
+                tails,
+                notes: notes.clone(),
                 metrics: metrics.clone(),
             };
             tasks.spawn("uplink", Uplink::run(parts, token.clone()));
@@ -292,6 +297,9 @@ impl Agent {
                 work,
                 orders: to_children_rx,
                 checkpointed,
+                tails,
+                fill: has_parent.then_some(fill),
+                notes: has_parent.then_some(notes),
                 dead_letters: letters.clone(),
                 metrics: metrics.clone(),
             };

@@ -30,7 +30,8 @@ pub(crate) struct Rules {
 const LINK_DOWN_ALL: &str = "lucent.link.down.>";
 
 /// What a local application may publish beside `lucent.hierarchy.>`.
-const LOCAL_SUBJECTS: [&str; 9] = [
+const LOCAL_SUBJECTS: [&str; 10] = [
+    subject::PUBLISH_ALL,
     subject::AGENTS_ALL,
     "lucent.events.>",
     "lucent.commands.>",

@@ -100,13 +100,25 @@ impl Waiter {
             format!("{}: lane {lane} waits for the parent; publish again later", Refusal::LaneFull);
         refuse(mesh, self.reply, 503, &description);
     }
+
+    /// The policy dropped the event.
+    pub(super) fn dropped(self, mesh: &Client, lane: Lane, seq: u64) {
+        answer(mesh, self.reply, json!({ "stream": lane_stream(lane), "seq": seq, "dropped": "policy" }));
+    }
 }
 
 fn refuse(mesh: &Client, reply: Option<Subject>, code: u16, description: &str) {
+    answer(
+        mesh,
+        reply,
+        json!({ "error": { "code": code, "description": description }, "stream": "", "seq": 0 }),
+    );
+}
+
+/// Who does not hear because the connection is busy asks again.
+fn answer(mesh: &Client, reply: Option<Subject>, answer: serde_json::Value) {
     let Some(reply) = reply else { return };
-    let answer = json!({ "error": { "code": code, "description": description }, "stream": "", "seq": 0 });
     let (mesh, bytes) = (mesh.clone(), Bytes::from(answer.to_string()));
-    // Who does not hear because the connection is busy asks again.
     let sent = async move { mesh.publish(reply, bytes).await.is_ok() };
     let _ = futures_util::FutureExt::now_or_never(sent);
 }

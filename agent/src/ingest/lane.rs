@@ -11,19 +11,26 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 use hierarchy::{
     Digest, Lane, Millis,
     envelope::Draft,
-    link::{Event, Pack, PackLimits, Packer, Span, Tick, batch},
+    link::{Event, Pack, PackLimits, Packer, Parcel, Span, Tick, batch},
     signing::Signer,
     subject::{self, Speaker},
 };
 use uuid::Uuid;
 
 use super::door::Waiter;
-use crate::{clock, lanes::Guards, link::header};
+use crate::{
+    clock,
+    lanes::{Guards, Tails, tail::Stored},
+    link::{contents::Contents, header},
+};
 
 /// Batches that wait while one is written; beyond it nothing more is taken in.
 const MAX_QUEUE: usize = 4;
 /// Publishers that wait for an answer; beyond it nothing more is taken in.
 const MAX_WAITING: usize = 8192;
+/// How much longer a batch is kept open that fills so fast that it will soon be full: each signature and
+/// each sync to disk then covers more.
+const FILLING_FOR: Duration = Duration::from_millis(15);
 /// Wait before a write that failed is tried again; doubles up to [`MAX_RETRY`].
 const RETRY: Duration = Duration::from_millis(50);
 const MAX_RETRY: Duration = Duration::from_secs(2);
@@ -79,6 +86,7 @@ pub(super) struct LaneWriter {
     stream: &'static str,
     signer: Arc<Signer>,
     js: jetstream::Context,
+    tails: Tails,
     packer: Packer,
     /// What the open batch is being made of.
     making: Made,
@@ -101,12 +109,14 @@ impl LaneWriter {
         limits: PackLimits,
         signer: Arc<Signer>,
         js: jetstream::Context,
+        tails: Tails,
     ) -> LaneWriter {
         LaneWriter {
             lane,
             stream: nats_config::streams::lane_stream(lane),
             signer,
             js,
+            tails,
             packer: Packer::new(speaker.clone(), lane, incarnation, limits),
             making: Made::default(),
             queue: VecDeque::new(),
@@ -135,7 +145,11 @@ impl LaneWriter {
             return None;
         }
         let due = self.packer.due()?;
-        Some(if self.making.waiters.is_empty() { due } else { Tick::ZERO })
+        Some(match () {
+            () if !self.making.waiters.is_empty() => Tick::ZERO,
+            () if self.packer.is_filling() => due + FILLING_FOR,
+            () => due,
+        })
     }
 
     pub(super) fn close_due(&mut self, now: Tick) {
@@ -168,13 +182,10 @@ impl LaneWriter {
         }
     }
 
-    /// An event that the policy drops; its publisher hears that it was taken.
-    pub(super) fn skip(&mut self, intake: Intake) {
+    /// Numbers an event that the policy drops.
+    pub(super) fn skip(&mut self) -> u64 {
         self.packer.skip();
-        if let Intake::Door(_) = intake {
-            let number = self.packer.last();
-            self.note(intake, number);
-        }
+        self.packer.last()
     }
 
     /// Numbers an event that cannot be kept. The numbers that no batch will answer for, with this one.
@@ -282,6 +293,18 @@ impl LaneWriter {
         self.failures = 0;
         self.newest = place;
         let batch = self.queue.pop_front()?;
+        self.tails[self.lane].push(Stored {
+            place,
+            below: None,
+            parcel: Parcel {
+                after: 0,
+                last: place,
+                bytes: batch.bytes,
+                digest: batch.digest,
+                kid: batch.kid,
+            },
+            contents: Contents { origin: None, span: batch.span, count: batch.count.into() },
+        });
         if let Some((_, last, _)) = batch.made.inbox {
             self.unpurged.push_back((place, last));
         }

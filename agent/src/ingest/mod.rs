@@ -38,7 +38,7 @@ use crate::{
     clock::Monotonic,
     dead_letters::{DeadLetter, DeadLetters},
     ingest::{door::Asked, inbox::Inbox},
-    lanes::{Fill, Guards, LaneRules},
+    lanes::{Fill, Guards, LaneRules, Tails},
     metrics::{Metrics, Reason},
 };
 
@@ -67,6 +67,8 @@ pub struct IngestParts {
     pub pack: PackLimits,
     /// Told what must stay in the lanes.
     pub guards: Arc<Guards>,
+    /// The newest of the lanes.
+    pub tails: Tails,
     /// Told how far events are numbered.
     pub numbered: Arc<Numbered>,
     /// For what the policy drops.
@@ -113,7 +115,15 @@ impl Ingest {
             .timeout(Duration::from_secs(5))
             .build(parts.mesh.clone());
         let lanes = ByLane::new(|lane| {
-            LaneWriter::new(lane, &speaker, incarnation, parts.pack, parts.signer.clone(), js.clone())
+            LaneWriter::new(
+                lane,
+                &speaker,
+                incarnation,
+                parts.pack,
+                parts.signer.clone(),
+                js.clone(),
+                parts.tails.clone(),
+            )
         });
         let mut asked = door::listen(&parts.mesh).await?;
         tracing::debug!(incarnation, "events are numbered anew");
@@ -207,7 +217,9 @@ impl Ingest {
         if self.inbox.was_packed(lane, place, published) {
             return;
         }
-        if lane == Lane::Critical && self.parts.fill.is_full(lane) {
+        // What accounts for losses always has room: the keeper's bound lies below the store's.
+        let accounts = self.speaker.tail_of(&event.subject) == Some(subject::LOSS);
+        if lane == Lane::Critical && !accounts && self.parts.fill.is_full(lane) {
             return self.give_up(lane, event);
         }
         self.pack(lane, &event, Intake::Inbox { place, published });
@@ -239,9 +251,12 @@ impl Ingest {
     fn pack(&mut self, lane: Lane, event: &Event, intake: Intake) {
         let now = self.clock.now();
         if self.goes_up(&event.subject) {
-            self.lanes[lane].push(event, intake, now);
-        } else {
-            self.lanes[lane].skip(intake);
+            return self.lanes[lane].push(event, intake, now);
+        }
+        let number = self.lanes[lane].skip();
+        if let Intake::Door(waiter) = intake {
+            // Nothing of it will be durable, so there is nothing to wait for.
+            waiter.dropped(&self.parts.mesh, lane, number);
         }
     }
 

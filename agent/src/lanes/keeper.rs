@@ -89,7 +89,8 @@ impl KeeperParts {
         let bound = self.bounds[lane];
         let label = LaneLabel { lane: lane.as_str() };
         self.metrics.lane_bytes.get_or_create(&label).set(state.bytes as i64);
-        self.fill.set(lane, state.bytes >= bound.bytes);
+        self.fill
+            .set(lane, u8::try_from(state.bytes.saturating_mul(100) / bound.bytes.max(1)).unwrap_or(u8::MAX));
         if state.messages == 0 {
             return Ok(());
         }

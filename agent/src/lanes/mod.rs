@@ -2,8 +2,9 @@
 
 pub mod keeper;
 mod rules;
+pub mod tail;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use hierarchy::{ByLane, Lane, Level, subject};
 use nats_config::streams::{HIERARCHY, lane_stream};
@@ -52,24 +53,35 @@ impl Guards {
     }
 }
 
-/// Which lanes hold as much as they may.
+/// The newest of all lanes.
+pub type Tails = std::sync::Arc<ByLane<tail::Tail>>;
+
+/// How full the lanes are, in per cent of what they may hold.
 #[derive(Debug)]
-pub struct Fill(ByLane<AtomicBool>);
+pub struct Fill(ByLane<AtomicU8>);
 
 impl Default for Fill {
     fn default() -> Fill {
-        Fill(ByLane::new(|_| AtomicBool::new(false)))
+        Fill(ByLane::new(|_| AtomicU8::new(0)))
     }
 }
 
 impl Fill {
+    /// From here on children are held back: they have lanes of their own to wait in.
+    const HOLD_BACK: u8 = 90;
+
     /// Notes what was found.
-    pub fn set(&self, lane: Lane, full: bool) {
-        self.0[lane].store(full, Ordering::Release);
+    pub fn set(&self, lane: Lane, percent: u8) {
+        self.0[lane].store(percent, Ordering::Release);
     }
 
     /// Whether nothing more fits in.
     pub fn is_full(&self, lane: Lane) -> bool {
-        self.0[lane].load(Ordering::Acquire)
+        self.0[lane].load(Ordering::Acquire) >= 100
+    }
+
+    /// Whether nothing more should come from below.
+    pub fn holds_back(&self, lane: Lane) -> bool {
+        self.0[lane].load(Ordering::Acquire) >= Fill::HOLD_BACK
     }
 }

@@ -10,17 +10,18 @@ use super::header;
 
 /// What is in a batch, as the headers beside it tell.
 #[derive(Debug, Clone)]
-pub(crate) struct Contents {
+pub struct Contents {
     /// Whose events; `None` for this agent's own.
-    pub(crate) origin: Option<Path>,
+    pub origin: Option<Path>,
     /// Their numbers.
-    pub(crate) span: Span,
+    pub span: Span,
     /// How many they are.
-    pub(crate) count: u64,
+    pub count: u64,
 }
 
 impl Contents {
-    pub(crate) fn read(headers: &async_nats::HeaderMap) -> Option<Contents> {
+    /// What the headers tell; `None` where no agent wrote them.
+    pub fn read(headers: &async_nats::HeaderMap) -> Option<Contents> {
         let text = |name| headers.get(name).map(|value| value.as_str());
         Some(Contents {
             origin: match text(header::ORIGIN) {
@@ -33,7 +34,7 @@ impl Contents {
     }
 
     /// The loss of all of them.
-    pub(crate) fn lost(&self, own: &Path, lane: Lane, reason: LossReason) -> Loss {
+    pub fn lost(&self, own: &Path, lane: Lane, reason: LossReason) -> Loss {
         let Span { incarnation, first, last } = self.span;
         let origin = self.origin.clone().unwrap_or_else(|| own.clone());
         Loss { origin, lane, incarnation, reason, first, last, count: self.count }

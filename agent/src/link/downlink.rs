@@ -13,12 +13,14 @@ use async_nats::{
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use hierarchy::{
-    ByLane, Lane, Level, Path, Refusal,
+    ByLane, Digest, Lane, Level, Path, Refusal,
     link::{
-        Batch, ChildMessage, Origins, ParcelHead, Parent, ParentMessage, ParentOutput, Record, Span, Verdict,
+        Batch, ChildMessage, Origins, Parcel, ParcelHead, Parent, ParentMessage, ParentOutput, Record, Span,
+        Verdict,
         batch::check_speaker,
         message::{Offer, cut},
     },
+    loss::{Loss, LossReceipt},
     signing::{Binding, Signer, Timeliness, Verified, Verifier},
     subject::{self, Speaker},
 };
@@ -28,20 +30,26 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     bindings::Bindings,
+    contents::Contents,
     cursors::{self, Checkpoint},
     header, wire,
+    words::Words,
 };
 use crate::{
+    accounting::LossNotes,
     clock,
     dead_letters::{DeadLetter, DeadLetters},
-    lanes::{Guards, kept_at, stream_of},
-    metrics::{ChildLabel, Metrics},
+    lanes::{Fill, Guards, Tails, kept_at, stream_of, tail::Stored},
+    metrics::{ChildLabel, Metrics, Reason},
 };
 
 /// Batches may have waited this long below a cut link.
 pub const STORED_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Bytes of each lane that a child may have under way.
 const CREDIT: ByLane<u64> = ByLane { critical: 4 << 20, normal: 4 << 20, bulk: 4 << 20 };
+/// With so many batches on their way into the store nothing more is taken of a lane.
+const BUSY: ByLane<usize> =
+    ByLane { critical: MAX_STORING, normal: MAX_STORING / 4 * 3, bulk: MAX_STORING / 2 };
 /// Most children of one parent.
 const MAX_CHILDREN: usize = 10_000;
 /// Batches on their way into the store, of all children.
@@ -141,6 +149,12 @@ pub struct DownlinkParts {
     pub orders: mpsc::Receiver<ToChild>,
     /// Told what the last checkpoint has counted in, and so what may leave the lanes.
     pub checkpointed: Arc<Guards>,
+    /// The newest of the lanes; `None` at global, where nothing is sent on.
+    pub tails: Option<Tails>,
+    /// How full the lanes are; `None` at global.
+    pub fill: Option<Arc<Fill>>,
+    /// For what is lost with a child's store.
+    pub notes: Option<LossNotes>,
     /// For what is refused.
     pub dead_letters: DeadLetters,
     /// What is counted.
@@ -163,6 +177,8 @@ pub enum DownlinkError {
 
 struct ChildState {
     parent: Parent,
+    /// How far the child says it has numbered.
+    words: Words,
     version: Option<String>,
     storing: usize,
     stored: prometheus_client::metrics::counter::Counter,
@@ -172,11 +188,25 @@ struct ChildState {
 /// A batch that was given to the store.
 struct Sent {
     ticket: u64,
-    origin: Path,
     lane: Lane,
+    subject: String,
+    bytes: Bytes,
+    digest: Digest,
+    kid: Digest,
+    origin: Path,
     span: Span,
+    count: u64,
     /// The place it got, once the store has told; 0 where it failed.
     place: Option<u64>,
+}
+
+impl Sent {
+    fn stored(self, place: u64) -> Stored {
+        let Sent { subject, bytes, digest, kid, origin, span, count, .. } = self;
+        let parcel = Parcel { after: 0, last: place, bytes, digest, kid };
+        let contents = Contents { origin: Some(origin), span, count };
+        Stored { place, below: Some(subject), parcel, contents }
+    }
 }
 
 /// What became of a batch that was given to the store.
@@ -223,6 +253,7 @@ impl Downlink {
             let state = downlink.new_child(&child, Parent::new(&cursors, &CREDIT));
             downlink.children.insert(child, state);
         }
+        downlink.sound_again();
         let served = downlink.serve(&mut inbox, &cancel).await;
         downlink.settle().await;
         downlink.checkpoint().await;
@@ -360,7 +391,9 @@ impl Downlink {
                 Err(refusal) => Verdict::Refused(*refusal),
             })
             .collect();
+        let credit = self.credit(lane);
         let Some(state) = self.children.get_mut(child) else { return };
+        state.parent.set_credit(lane, credit);
         let before = state.parent.repeated();
         let outputs = state.parent.on_frame(session, lane, parcels, &verdicts, &mut self.origins);
         let repeated = state.parent.repeated() - before;
@@ -393,6 +426,13 @@ impl Downlink {
                 }
             }
         }
+    }
+
+    /// A parent under pressure slows bulk before normal before critical; and what waits here for the level
+    /// above had better wait below.
+    fn credit(&self, lane: Lane) -> u64 {
+        let full = self.parts.fill.as_ref().is_some_and(|fill| fill.holds_back(lane));
+        if full || self.storing.len() >= BUSY[lane] { 0 } else { CREDIT[lane] }
     }
 
     /// Everything that must hold before a batch may be stored.
@@ -451,8 +491,25 @@ impl Downlink {
         let events = envelope.batch().map_or(0, |head| head.count);
         let (child, last, ticket) = (child.clone(), record.last, self.next_ticket);
         self.next_ticket += 1;
-        let sent = Sent { ticket, origin: author.clone(), lane, span: batch.span, place: None };
-        self.sent[slot(level, lane)].push_back(sent);
+        let sent = Sent {
+            ticket,
+            lane,
+            subject: envelope.subject().to_owned(),
+            bytes: bytes.clone(),
+            digest: *digest,
+            kid: envelope.kid(),
+            origin: author.clone(),
+            span: batch.span,
+            count: events.into(),
+            place: None,
+        };
+        let slot = slot(level, lane);
+        if self.sent[slot].is_empty()
+            && let Some(tails) = &self.parts.tails
+        {
+            tails[lane].set_sound(self.counted[slot]);
+        }
+        self.sent[slot].push_back(sent);
         if let Some(state) = self.children.get_mut(&child) {
             state.storing += 1;
         }
@@ -467,15 +524,24 @@ impl Downlink {
     }
 
     /// Passes on what a direct child says on the agents' own subjects.
-    fn notice(&self, child: &Path, batch: &Judged<'_>) {
+    fn notice(&mut self, child: &Path, batch: &Judged<'_>) {
         let (Some(events), Some(head)) = (&batch.events, batch.verified.envelope.batch()) else { return };
         let speaker = Speaker::of(child);
         for event in &events.events {
             let Some(subject) = head.subjects.get(usize::from(event.sub)) else { continue };
-            if let Some(subject::TELEMETRY | subject::ROLLUP) = speaker.tail_of(subject) {
-                let (incarnation, seq) = (head.incarnation, event.seq);
-                let (subject, data) = (subject.clone(), event.bytes());
-                self.report(FromChild::Report { subject, incarnation, seq, data });
+            match speaker.tail_of(subject) {
+                Some(subject::TELEMETRY | subject::ROLLUP) => {
+                    let (incarnation, seq) = (head.incarnation, event.seq);
+                    let (subject, data) = (subject.clone(), event.bytes());
+                    self.report(FromChild::Report { subject, incarnation, seq, data });
+                }
+                Some(subject::LOSS) => {
+                    let published = LossReceipt::parse(&event.bytes()).ok().and_then(|told| told.published);
+                    if let (Some(published), Some(state)) = (published, self.children.get_mut(child)) {
+                        state.words.heard(published);
+                    }
+                }
+                _ => {}
             }
         }
     }
@@ -497,20 +563,43 @@ impl Downlink {
             }
         }
         let slot = slot(self.parts.path.level(), lane);
+        let mut lost = Vec::new();
         let sent = &mut self.sent[slot];
         if let Some(entry) = sent.iter_mut().find(|sent| sent.ticket == ticket) {
             entry.place = Some(stored.unwrap_or(0));
         }
-        while let Some(Sent { origin, lane, span, place, .. }) =
-            sent.pop_front_if(|sent| sent.place.is_some())
-        {
-            // A failed one holds nothing back: its child is healed before a checkpoint is kept.
-            if let Some(place) = place.filter(|place| *place > 0) {
-                self.counted[slot] = self.counted[slot].max(place);
-                self.origins.settled(&origin, lane, span);
+        // Behind one that failed nothing counts until the lane is healed.
+        while let Some(sent) = sent.pop_front_if(|sent| sent.place.is_some_and(|place| place > 0)) {
+            let place = sent.place.unwrap_or_default();
+            self.counted[slot] = self.counted[slot].max(place);
+            self.origins.settled(&sent.origin, sent.lane, sent.span);
+            if sent.span.first == 1 && sent.origin == child {
+                let before = self.origins.before(&sent.origin, sent.lane, sent.span.incarnation);
+                let state = self.children.get(&child);
+                lost.extend(state.and_then(|state| state.words.lost_with_store(&child, sent.lane, before?)));
+            }
+            if let Some(tails) = &self.parts.tails {
+                tails[lane].push(sent.stored(place));
             }
         }
+        if let Some(tails) = &self.parts.tails {
+            tails[lane].set_sound(if sent.is_empty() { u64::MAX } else { self.counted[slot] });
+        }
+        for loss in lost {
+            self.lose(loss);
+        }
         child
+    }
+
+    fn lose(&self, loss: Loss) {
+        tracing::warn!(origin = %loss.origin, lane = %loss.lane, span = %loss.span(), reason = %loss.reason,
+            "events are lost; a loss receipt says which");
+        let label = Reason { reason: loss.reason.as_str().into() };
+        self.parts.metrics.losses.get_or_create(&label).inc_by(loss.count);
+        let noted = self.parts.notes.as_ref().map(|notes| notes.note(loss));
+        if let Some(Err(error)) = noted {
+            tracing::warn!(%error, "lost events are not accounted for");
+        }
     }
 
     /// After a failed store: waits for the rest, makes sure nothing is on its way any more, and reads
@@ -536,6 +625,8 @@ impl Downlink {
         };
         self.counted = recovered.places;
         self.origins = recovered.origins;
+        self.sent = ByLane::default();
+        self.sound_again();
         for (path, state) in &mut self.children {
             if state.parent.is_broken() {
                 let cursors = recovered.children.get(path).copied().unwrap_or_default();
@@ -544,6 +635,13 @@ impl Downlink {
             }
         }
         Ok(())
+    }
+
+    /// What is in the lanes now has been looked at.
+    fn sound_again(&self) {
+        for (_, tail) in self.parts.tails.iter().flat_map(|tails| tails.iter()) {
+            tail.healed();
+        }
     }
 
     /// Waits for all that is on its way into the store.
@@ -624,6 +722,7 @@ impl Downlink {
         let label = ChildLabel { child: child.to_string() };
         ChildState {
             parent,
+            words: Words::default(),
             version: None,
             storing: 0,
             stored: self.parts.metrics.batches_stored.get_or_create_owned(&label),

@@ -1,12 +1,13 @@
 //! The link's shells: what carries out what the state machines of `hierarchy::link` ask for.
 
 pub mod bindings;
-pub(crate) mod contents;
+pub mod contents;
 pub mod cursors;
 pub mod custody;
 pub mod downlink;
 pub mod uplink;
 mod wire;
+mod words;
 
 pub use nats_config::streams::HIERARCHY;
 

@@ -230,6 +230,12 @@ impl Child {
                     known.insert(parcel.kid);
                     self.settled[lane] = Some((parcel.last, parcel.digest));
                 }
+                if *credit == 0 {
+                    // The parent is there, and has no room: asking again is not giving up.
+                    for flight in &mut flow.flights {
+                        flight.repeats = 0;
+                    }
+                }
                 if known.len() > ChildLimits::MAX_KNOWN {
                     known.clear();
                 }

@@ -163,6 +163,13 @@ impl Origins {
         &mut runs[at]
     }
 
+    /// The incarnation of an origin's lane before this one, and the last number of it that is durable.
+    pub fn before(&self, origin: &Path, lane: Lane, incarnation: u64) -> Option<(u64, u64)> {
+        let runs = &self.known.get(origin)?[lane];
+        let at = runs.iter().position(|run| run.incarnation == incarnation)?;
+        runs[..at].last().map(|run| (run.incarnation, run.durable))
+    }
+
     /// Nothing is known any more of this lane: the store that said so went back in time.
     pub fn forget(&mut self, lane: Lane) {
         for lanes in self.known.values_mut() {
@@ -230,6 +237,8 @@ mod tests {
         assert_eq!(origins.standing(&origin, N, span(1, 5, 10)), Standing::Known);
         origins.settled(&origin, N, span(99, 1, 1));
         assert_eq!(origins.newest(&origin, N), Some((99, 1)));
+        assert_eq!(origins.before(&origin, N, 99), Some((MAX_RUNS as u64, 10)));
+        assert_eq!(origins.before(&origin, N, 2), None, "the one before was forgotten");
     }
 
     #[test]

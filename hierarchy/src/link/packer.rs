@@ -150,6 +150,14 @@ impl Packer {
         self.open.as_ref().map(|open| open.due)
     }
 
+    /// Whether the batch under construction holds a tenth of what fits into one.
+    pub fn is_filling(&self) -> bool {
+        let tenth = |open: &Open| {
+            open.count as usize >= self.limits.events / 10 || open.body.len() >= self.limits.bytes / 10
+        };
+        self.open.as_ref().is_some_and(tenth)
+    }
+
     /// The batch under construction, as it is.
     pub fn close(&mut self) -> Option<Pack> {
         let mut open = self.open.take()?;

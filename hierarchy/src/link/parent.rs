@@ -97,7 +97,7 @@ struct Inflow {
     refused: Vec<RefusedParcel>,
     /// A receipt is owed.
     owed: bool,
-    /// Bytes that the child may have beyond the cursor.
+    /// Bytes that the child may have beyond the cursor; with 0 nothing is taken.
     credit: u64,
 }
 
@@ -138,9 +138,12 @@ impl Parent {
         self.lanes.iter().any(|(_, inflow)| !inflow.pending.is_empty())
     }
 
-    /// What the child may have beyond its cursor from the next receipt on, in bytes.
+    /// What the child may have beyond its cursor from now on, in bytes. With 0 nothing of the lane is
+    /// taken; the child is told so, and asks again.
     pub fn set_credit(&mut self, lane: Lane, credit: u64) {
-        self.lanes[lane].credit = credit;
+        let inflow = &mut self.lanes[lane];
+        inflow.owed |= inflow.credit == 0 && credit > 0;
+        inflow.credit = credit;
     }
 
     /// The child greets. A new incarnation starts at the place it names.
@@ -174,6 +177,10 @@ impl Parent {
                 self.repeated += 1;
                 inflow.owed = true;
                 continue;
+            }
+            if inflow.credit == 0 {
+                inflow.owed = true;
+                break;
             }
             if parcel.after != tail || parcel.last <= parcel.after {
                 // A frame before this one was lost; the child repeats from the cursor on.

@@ -23,7 +23,7 @@ use hierarchy::{
     subject,
 };
 use life::Lives;
-use reader::{LaneReader, Stored};
+use reader::LaneReader;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,7 @@ use super::{bindings::Bindings, contents::Contents, header, wire};
 use crate::{
     accounting::LossNotes,
     clock::{self, Monotonic},
+    lanes::{Tails, tail::Stored},
     metrics::{LaneLabel, Metrics, Reason, Watermark},
 };
 
@@ -67,6 +68,8 @@ pub struct UplinkParts {
     pub handoffs: mpsc::Sender<ParentMessage>,
     /// Messages to send.
     pub orders: mpsc::Receiver<ChildMessage>,
+    /// The newest of the lanes.
+    pub tails: Tails,
     /// For what goes no further.
     pub notes: LossNotes,
     /// What is counted.
@@ -142,7 +145,7 @@ impl Uplink {
         let mut uplink = Uplink {
             parent: parts.signer.identity().trust_domain.identity(parent),
             machine: Child::new(parts.limits, fresh_session(), clock.now()),
-            readers: ByLane::new(|lane| LaneReader::new(lane, parts.js.clone())),
+            readers: ByLane::new(|lane| LaneReader::new(lane, parts.js.clone(), parts.tails.clone())),
             offered: ByLane::default(),
             under_way: ByLane::default(),
             lives,
@@ -190,7 +193,7 @@ impl Uplink {
                 self.publish_state();
                 let lanes = ByLane::new(|lane| {
                     let life = self.lives.of(lane);
-                    let last = self.readers[lane].end;
+                    let last = self.readers[lane].end();
                     LaneHello { incarnation: life.incarnation, start: life.start, last }
                 });
                 let version = crate::VERSION.to_owned();
@@ -266,17 +269,13 @@ impl Uplink {
     }
 
     fn on_stored(&mut self, lane: Lane, stored: Stored) {
-        match stored {
-            Stored::Batch { place, below, mut parcel, contents } => {
-                if below.is_some_and(|subject| !self.goes_up(&subject)) {
-                    return self.lose(lane, place, &contents, LossReason::Policy);
-                }
-                self.under_way[lane].push_back((place, contents));
-                parcel.after = std::mem::replace(&mut self.offered[lane], place);
-                self.machine.offer(lane, parcel);
-            }
-            Stored::Other { place } => tracing::debug!(%lane, place, "no batch; passed over"),
+        let Stored { place, below, mut parcel, contents } = stored;
+        if below.is_some_and(|subject| !self.goes_up(&subject)) {
+            return self.lose(lane, place, &contents, LossReason::Policy);
         }
+        self.under_way[lane].push_back((place, contents));
+        parcel.after = std::mem::replace(&mut self.offered[lane], place);
+        self.machine.offer(lane, parcel);
     }
 
     fn on_released(&mut self, lane: Lane, up_to: u64, refused: &[RefusedParcel]) {
@@ -368,7 +367,7 @@ impl Uplink {
                 Err(error) => tracing::warn!(%error, "a binding could not be read"),
             }
         }
-        let mut frame = ChildOutput::frame(session, lane, &parcels, self.readers[lane].end);
+        let mut frame = ChildOutput::frame(session, lane, &parcels, self.readers[lane].end());
         if let ChildMessage::Frame { bindings, .. } = &mut frame {
             *bindings = known;
         }
@@ -411,7 +410,7 @@ impl Uplink {
         let lanes = ByLane::new(|lane| {
             let cursor = self.machine.cursor(lane);
             let done = cursor.max(self.parts.released[lane].get());
-            LaneState { cursor, lag: self.readers[lane].end.saturating_sub(done) }
+            LaneState { cursor, lag: self.readers[lane].end().saturating_sub(done) }
         });
         self.parts.metrics.uplink_open.set(open.into());
         for (lane, state) in lanes.iter() {

@@ -1,6 +1,7 @@
-//! Reads one lane's stream in order, from wherever the parent says.
+//! Reads one lane in order, from wherever the parent says: from its stream until the newest is reached,
+//! then from the hands of those who store.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_nats::jetstream::{
     self,
@@ -8,44 +9,35 @@ use async_nats::jetstream::{
 };
 use futures_util::{FutureExt as _, StreamExt as _};
 use hierarchy::{
-    Digest, Lane,
+    ByLane, Digest, Lane,
     link::{Parcel, Tick, resume::Held},
     subject,
 };
 use nats_config::streams::lane_stream;
 
-use crate::link::{contents::Contents, header};
+use crate::{
+    lanes::{
+        Tails,
+        tail::{Next, Stored, Tail},
+    },
+    link::{contents::Contents, header},
+};
 
 /// How long a broken reader waits before it is made anew.
 const RETRY: Duration = Duration::from_millis(200);
+/// How long a place may be missing among the newest: those who store do not finish in order.
+const MISSING_FOR: Duration = Duration::from_millis(20);
 /// Messages asked for at a time.
 const BATCH: usize = 200;
-
-/// What a place of the lane holds.
-pub(super) enum Stored {
-    /// A batch of this level or below.
-    Batch {
-        /// Its place.
-        place: u64,
-        /// Its subject, where it is from below.
-        below: Option<String>,
-        /// What to send; `after` is for the uplink to fill in.
-        parcel: Parcel,
-        /// Whose events they are, for when they go no further.
-        contents: Contents,
-    },
-    /// A fence, or something that no agent wrote.
-    Other {
-        /// Its place.
-        place: u64,
-    },
-}
 
 enum Source {
     /// The parent has not said where to begin.
     Idle,
-    Open(Box<pull::Ordered>),
-    /// To be opened again at this tick.
+    /// The stream, until its end; with a batch that was read and is not known to be sound.
+    Stream { messages: Box<pull::Ordered>, held: Option<Stored> },
+    /// The newest are handed over.
+    Tail,
+    /// The stream is to be opened at this tick.
     Broken(Tick),
 }
 
@@ -53,16 +45,28 @@ enum Source {
 pub(super) struct LaneReader {
     lane: Lane,
     js: jetstream::Context,
+    tails: Arc<ByLane<Tail>>,
     source: Source,
+    /// How often the lane was healed when the source was opened.
+    heals: u64,
     /// Last place that was read.
     pub(super) read: u64,
     /// Last place known to be in the stream.
-    pub(super) end: u64,
+    end: u64,
 }
 
 impl LaneReader {
-    pub(super) fn new(lane: Lane, js: jetstream::Context) -> LaneReader {
-        LaneReader { lane, js, source: Source::Idle, read: 0, end: 0 }
+    pub(super) fn new(lane: Lane, js: jetstream::Context, tails: Tails) -> LaneReader {
+        LaneReader { lane, js, tails, source: Source::Idle, heals: 0, read: 0, end: 0 }
+    }
+
+    fn tail(&self) -> &Tail {
+        &self.tails[self.lane]
+    }
+
+    /// Last place known to be in the stream.
+    pub(super) fn end(&self) -> u64 {
+        self.end.max(self.tail().end())
     }
 
     /// What the stream holds; the batch at `cursor` is looked at.
@@ -90,6 +94,7 @@ impl LaneReader {
     }
 
     pub(super) fn pause(&mut self) {
+        self.tail().want(false);
         self.source = Source::Idle;
     }
 
@@ -103,7 +108,7 @@ impl LaneReader {
     pub(super) fn retry_at(&self) -> Option<Tick> {
         match self.source {
             Source::Broken(at) => Some(at),
-            Source::Idle | Source::Open(_) => None,
+            Source::Idle | Source::Stream { .. } | Source::Tail => None,
         }
     }
 
@@ -112,8 +117,11 @@ impl LaneReader {
         if self.retry_at().is_none_or(|at| at > now) {
             return;
         }
+        // Before the stream is read, so that nothing falls between the two.
+        self.tail().want(true);
+        self.heals = self.tail().heals();
         self.source = match open(&self.js, self.lane, self.read).await {
-            Ok(messages) => Source::Open(Box::new(messages)),
+            Ok(messages) => Source::Stream { messages: Box::new(messages), held: None },
             Err(reason) => {
                 tracing::debug!(lane = %self.lane, reason, "the lane cannot be read yet");
                 Source::Broken(now + RETRY)
@@ -121,38 +129,76 @@ impl LaneReader {
         };
     }
 
-    /// The next message; `None` where the reader broke. For ever where it is not open. Cancel-safe.
+    /// The next batch; `None` where the reader is to be opened again. For ever where it is not open.
+    /// Cancel-safe.
     pub(super) async fn next(&mut self, now: Tick) -> Option<Stored> {
-        let Source::Open(messages) = &mut self.source else { return std::future::pending().await };
-        let message = match messages.next().await {
-            Some(Ok(message)) => message,
-            other => {
-                tracing::debug!(lane = %self.lane, ?other, "the reader of the lane ended");
-                self.source = Source::Broken(now + RETRY);
+        loop {
+            let tail = &self.tails[self.lane];
+            if !matches!(self.source, Source::Idle | Source::Broken(_)) && tail.heals() != self.heals {
+                self.source = Source::Broken(now);
                 return None;
             }
-        };
-        let (place, pending) = {
-            let info = message.info().ok()?;
-            (info.stream_sequence, info.pending)
-        };
-        self.read = place;
-        self.end = self.end.max(place + pending);
-        let headers = message.headers.clone().unwrap_or_default();
-        let (Some(digest), Some(kid), Some(contents)) =
-            (digest(&headers, header::DIGEST), digest(&headers, header::KID), Contents::read(&headers))
-        else {
-            return Some(Stored::Other { place });
-        };
-        let below = subject::of_lane_below(self.lane, &message.subject);
-        let parcel = Parcel { after: 0, last: place, bytes: message.payload.clone(), digest, kid };
-        Some(Stored::Batch { place, below, parcel, contents })
+            match &mut self.source {
+                Source::Idle | Source::Broken(_) => return std::future::pending().await,
+                Source::Tail => match tail.next_after(self.read) {
+                    Next::Batch(stored) => {
+                        self.read = stored.place;
+                        return Some(stored);
+                    }
+                    Next::Nothing => tail.changed().await,
+                    Next::Further => {
+                        if tokio::time::timeout(MISSING_FOR, tail.changed()).await.is_err() {
+                            self.source = Source::Broken(now);
+                            return None;
+                        }
+                    }
+                },
+                Source::Stream { held: Some(held), .. } if !tail.is_sound(held.place) => tail.changed().await,
+                Source::Stream { held, messages } => {
+                    if let Some(stored) = held.take() {
+                        self.read = stored.place;
+                        return Some(stored);
+                    }
+                    let message = match messages.next().await {
+                        Some(Ok(message)) => message,
+                        other => {
+                            tracing::debug!(lane = %self.lane, ?other, "the reader of the lane ended");
+                            self.source = Source::Broken(now + RETRY);
+                            return None;
+                        }
+                    };
+                    let Ok(info) = message.info() else { continue };
+                    let (place, pending) = (info.stream_sequence, info.pending);
+                    self.end = self.end.max(place + pending);
+                    match stored(self.lane, place, &message) {
+                        Some(stored) if tail.is_sound(place) => {
+                            self.read = place;
+                            if pending == 0 {
+                                self.source = Source::Tail;
+                            }
+                            return Some(stored);
+                        }
+                        Some(stored) => *held = Some(stored),
+                        None => self.read = place,
+                    }
+                }
+            }
+        }
     }
 
-    /// The next message, if it is at hand.
+    /// The next batch, if it is at hand.
     pub(super) fn next_at_hand(&mut self, now: Tick) -> Option<Stored> {
         self.next(now).now_or_never().flatten()
     }
+}
+
+/// What a message of the lane holds; `None` for a fence, and for what no agent wrote.
+fn stored(lane: Lane, place: u64, message: &jetstream::Message) -> Option<Stored> {
+    let headers = message.headers.as_ref()?;
+    let (digest, kid) = (digest(headers, header::DIGEST)?, digest(headers, header::KID)?);
+    let parcel = Parcel { after: 0, last: place, bytes: message.payload.clone(), digest, kid };
+    let below = subject::of_lane_below(lane, &message.subject);
+    Some(Stored { place, below, parcel, contents: Contents::read(headers)? })
 }
 
 async fn open(js: &jetstream::Context, lane: Lane, read: u64) -> Result<pull::Ordered, String> {

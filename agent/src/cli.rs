@@ -145,13 +145,17 @@ pub struct StatusTarget {
 #[derive(Debug, Subcommand)]
 pub enum Bench {
     /// Measure the way from a node to global: events per second, latency, memory
-    Link(BenchLinkArgs),
+    Link(BenchArgs),
+    /// Durable ingest at one node: many publishers, each answered once its event is on disk
+    Ingest(BenchArgs),
+    /// The drain of a great backlog of bulk, and what is more urgent meanwhile
+    Backlog(BenchArgs),
 }
 
-/// `agent bench link`
+/// `agent bench ...`
 #[cfg(feature = "dev")]
 #[derive(Debug, Args)]
-pub struct BenchLinkArgs {
+pub struct BenchArgs {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

@@ -32,6 +32,8 @@ fn main() -> ProcessCode {
         Some(Command::Dev(args)) => agent::dev::run(&args),
         #[cfg(feature = "dev")]
         Some(Command::Bench(cli::Bench::Link(args))) => agent::bench::link::run(&args),
+        Some(Command::Bench(cli::Bench::Ingest(args))) => agent::bench::ingest::run(&args),
+        Some(Command::Bench(cli::Bench::Backlog(args))) => agent::bench::backlog::run(&args),
     };
     code.into()
 }

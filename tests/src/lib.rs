@@ -4,11 +4,14 @@
 //! Everything runs in temporary directories on dynamic ports and is killed on drop. As many meshes run at
 //! once as the machine has cores, whichever test binaries want them.
 
+pub mod burst;
+pub mod door;
 pub mod eventually;
 pub mod forge;
 mod guardian;
 pub mod leaf;
 pub mod letters;
+pub mod losses;
 pub mod mesh;
 pub mod observer;
 mod ports;

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::{baseline, process};
 use crate::{
-    cli::BenchLinkArgs,
+    cli::BenchArgs,
     dev::{fleet::Fleet, plan::Plan},
     exit::ExitCode,
     link::HIERARCHY,
@@ -24,7 +24,7 @@ use crate::{
 /// Bytes of an event.
 const PAYLOAD: usize = 256;
 /// Events a second while latency is measured.
-const LATENCY_RATE: u32 = 1_000;
+const LATENCY_RATES: [u32; 3] = [100, 1_000, 10_000];
 /// Events that wait for the store's word.
 const UNACKED: u64 = 2_000;
 /// One in so many events is acknowledged.
@@ -40,26 +40,13 @@ struct Extent {
 }
 
 /// Runs the benchmark; the process's exit code.
-pub fn run(args: &BenchLinkArgs) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("agent bench: {error}");
-            return ExitCode::Failure;
-        }
-    };
-    let dir = std::env::temp_dir().join(format!("lucent-bench-{}", uuid::Uuid::new_v4().simple()));
-    let measured = runtime.block_on(measure(args, &dir));
-    let _ = std::fs::remove_dir_all(&dir);
-    match measured {
-        Ok(figures) if args.json => println!("{}", figures.to_json()),
-        Ok(figures) => print!("{}", figures.to_text()),
-        Err(error) => {
-            eprintln!("agent bench: {error}");
-            return ExitCode::Failure;
-        }
-    }
-    ExitCode::Ok
+pub fn run(args: &BenchArgs) -> ExitCode {
+    super::print(args.json, to_text, async || {
+        let dir = super::scratch();
+        let measured = measure(args, &dir).await;
+        let _ = std::fs::remove_dir_all(&dir);
+        measured.map(|figures| figures.to_json())
+    })
 }
 
 /// What was measured.
@@ -67,8 +54,8 @@ struct Figures {
     events_per_s: f64,
     baseline_events_per_s: f64,
     ratio: f64,
-    p50_ms: f64,
-    p99_ms: f64,
+    /// Median and 99th percentile in milliseconds, for each of [`LATENCY_RATES`].
+    latency: [(f64, f64); 3],
     agent_rss: u64,
     server_rss: u64,
     idle_seconds: u64,
@@ -77,7 +64,7 @@ struct Figures {
     rounds: usize,
 }
 
-async fn measure(args: &BenchLinkArgs, dir: &FilePath) -> Result<Figures, String> {
+async fn measure(args: &BenchArgs, dir: &FilePath) -> Result<Figures, String> {
     let extent = if args.quick {
         Extent {
             idle: Duration::from_secs(5),
@@ -95,10 +82,7 @@ async fn measure(args: &BenchLinkArgs, dir: &FilePath) -> Result<Figures, String
             rounds: 3,
         }
     };
-    let program = match &args.agent {
-        Some(program) => program.clone(),
-        None => std::env::current_exe().map_err(|e| e.to_string())?,
-    };
+    let program = super::program(args)?;
     let binary = std::fs::metadata(&program).map_err(|e| format!("{}: {e}", program.display()))?.len();
     let paths: Vec<Path> =
         ["global", "s1", "s1/c1", "s1/c1/n1"].iter().filter_map(|path| path.parse().ok()).collect();
@@ -113,8 +97,11 @@ async fn measure(args: &BenchLinkArgs, dir: &FilePath) -> Result<Figures, String
     let (agent_rss, server_rss) = (rss(fleet.agent_pid(&node)), rss(fleet.server_pid(&node)));
     let nats_server = fleet.status(&node).await.map(|status| status.nats_server).unwrap_or_default();
 
-    eprintln!("latency at {LATENCY_RATE} ev/s for {} s", extent.latency.as_secs());
-    let (p50_ms, p99_ms) = latency(&fleet, &node, extent.latency).await?;
+    let mut latencies = [(0.0, 0.0); 3];
+    for (rate, measured) in LATENCY_RATES.into_iter().zip(&mut latencies) {
+        eprintln!("latency at {rate} ev/s for {} s", extent.latency.as_secs());
+        *measured = latency(&fleet, &node, rate, extent.latency).await?;
+    }
 
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for round in 0..extent.rounds {
@@ -132,8 +119,7 @@ async fn measure(args: &BenchLinkArgs, dir: &FilePath) -> Result<Figures, String
         events_per_s,
         baseline_events_per_s,
         ratio: events_per_s / baseline_events_per_s,
-        p50_ms,
-        p99_ms,
+        latency: latencies,
         agent_rss,
         server_rss,
         idle_seconds: extent.idle.as_secs(),
@@ -176,15 +162,15 @@ async fn throughput(fleet: &Fleet, node: &Path, events: u64) -> Result<f64, Stri
 }
 
 /// Median and 99th percentile, from the publisher's call until global's store tells a reader.
-async fn latency(fleet: &Fleet, node: &Path, time: Duration) -> Result<(f64, f64), String> {
-    let subject = Speaker::of(node).with_tail("latency");
+async fn latency(fleet: &Fleet, node: &Path, rate: u32, time: Duration) -> Result<(f64, f64), String> {
+    let subject = Speaker::of(node).with_tail(&format!("latency.{rate}"));
     let global = jetstream::new(fleet.connect_as_agent(&Path::global()).await.map_err(|e| e.to_string())?);
     let mut arriving = reader(&global, &subject).await?;
     let client = fleet.connect(node).await.map_err(|e| e.to_string())?;
-    let events = u64::from(LATENCY_RATE) * time.as_secs();
+    let events = u64::from(rate) * time.as_secs();
     let clock = Instant::now();
     let send = async {
-        let mut timer = tokio::time::interval(Duration::from_secs(1) / LATENCY_RATE);
+        let mut timer = tokio::time::interval(Duration::from_secs(1) / rate);
         for number in 0..events {
             timer.tick().await;
             let sent = clock.elapsed().as_micros() as u64;
@@ -271,14 +257,19 @@ fn median(values: &mut [f64]) -> f64 {
 }
 
 impl Figures {
-    fn to_json(&self) -> String {
+    fn to_json(&self) -> serde_json::Value {
         let round = |value: f64, places: f64| (value * places).round() / places;
+        let [slow, medium, fast] = self.latency;
         json!({
             "events_per_s": self.events_per_s.round(),
             "baseline_events_per_s": self.baseline_events_per_s.round(),
             "ratio": round(self.ratio, 100.0),
-            "p50_ms": round(self.p50_ms, 100.0),
-            "p99_ms": round(self.p99_ms, 100.0),
+            "p50_ms": round(medium.0, 100.0),
+            "p99_ms": round(medium.1, 100.0),
+            "p50_ms_at_100": round(slow.0, 100.0),
+            "p99_ms_at_100": round(slow.1, 100.0),
+            "p50_ms_at_10000": round(fast.0, 100.0),
+            "p99_ms_at_10000": round(fast.1, 100.0),
             "node_agent_rss_mb": process::megabytes(self.agent_rss),
             "node_server_rss_mb": process::megabytes(self.server_rss),
             "node_total_rss_mb": process::megabytes(self.agent_rss + self.server_rss),
@@ -290,28 +281,35 @@ impl Figures {
             "nats_server": self.nats_server,
             "agent_version": crate::VERSION,
         })
-        .to_string()
     }
+}
 
-    fn to_text(&self) -> String {
-        format!(
-            "three hops, {PAYLOAD} B, signed and verified at each  {:>9.0} ev/s (median of {})\n\
-             baseline: JetStream forwarders, one by one, unsigned {:>9.0} ev/s\n\
-             ratio                                                {:>9.2}\n\
-             latency at {LATENCY_RATE} ev/s                                 {:>9.2} ms p50, {:.2} ms p99\n\
-             node agent after {} s                                {:>9.1} MB resident\n\
-             its nats-server                                      {:>9.1} MB resident\n\
-             agent binary                                         {:>9.1} MB\n",
-            self.events_per_s,
-            self.rounds,
-            self.baseline_events_per_s,
-            self.ratio,
-            self.p50_ms,
-            self.p99_ms,
-            self.idle_seconds,
-            process::megabytes(self.agent_rss),
-            process::megabytes(self.server_rss),
-            process::megabytes(self.binary),
-        )
-    }
+/// The figures for people.
+fn to_text(figures: &serde_json::Value) -> String {
+    let of = |key: &str| super::show(figures, key);
+    format!(
+        "three hops, {PAYLOAD} B, signed and verified at each   {:>8} ev/s (median of {})\n\
+         baseline: JetStream forwarders, one by one, unsigned {:>8} ev/s\n\
+         ratio                                                {:>8}\n\
+         latency at 100 ev/s                                  {:>8} ms p50, {} ms p99\n\
+         latency at 1,000 ev/s                                {:>8} ms p50, {} ms p99\n\
+         latency at 10,000 ev/s                               {:>8} ms p50, {} ms p99\n\
+         node agent after {} s                                {:>8} MB resident\n\
+         its nats-server                                      {:>8} MB resident\n\
+         agent binary                                         {:>8} MB\n",
+        of("events_per_s"),
+        of("rounds"),
+        of("baseline_events_per_s"),
+        of("ratio"),
+        of("p50_ms_at_100"),
+        of("p99_ms_at_100"),
+        of("p50_ms"),
+        of("p99_ms"),
+        of("p50_ms_at_10000"),
+        of("p99_ms_at_10000"),
+        of("rss_after_s"),
+        of("node_agent_rss_mb"),
+        of("node_server_rss_mb"),
+        of("agent_binary_mb"),
+    )
 }

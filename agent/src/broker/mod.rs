@@ -4,6 +4,7 @@
 pub mod binary;
 pub mod connect;
 mod log_tail;
+mod pulse;
 pub mod server;
 pub mod streams;
 

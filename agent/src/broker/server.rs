@@ -26,7 +26,7 @@ use nix::{
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
-use super::{BrokerError, binary::Binary, connect, log_tail};
+use super::{BrokerError, binary::Binary, connect, log_tail, pulse};
 use crate::{metrics::Metrics, supervise::Tasks};
 
 /// How long a server may take to answer after it was started, recovering its streams.
@@ -66,6 +66,15 @@ enum Process {
     Own(Child),
     /// Started by an agent that is gone.
     Adopted(Pid),
+}
+
+impl Process {
+    fn pid(&self) -> Option<Pid> {
+        match self {
+            Process::Own(child) => child.id().map(|id| Pid::from_raw(id as i32)),
+            Process::Adopted(pid) => Some(*pid),
+        }
+    }
 }
 
 impl Server {
@@ -115,7 +124,7 @@ impl Server {
                 return Err(error);
             }
         };
-        let watch = watch(process, binary.clone(), files.clone(), metrics.clone(), cancel.clone());
+        let watch = watch(process, binary.clone(), client, files.clone(), metrics.clone(), cancel.clone());
         watching.spawn("nats-server", watch);
         Ok(Server { client, passwords: options.passwords, files, cancel, watching })
     }
@@ -251,6 +260,7 @@ pub async fn jetstream_answers(client: async_nats::Client) -> bool {
 async fn watch(
     mut process: Process,
     binary: Binary,
+    client: SocketAddr,
     files: Files,
     metrics: Metrics,
     cancel: CancellationToken,
@@ -264,6 +274,11 @@ async fn watch(
                 return Ok(());
             }
             end = until_ended(&mut process) => end,
+            silent = pulse::lost(client) => {
+                // What it has acknowledged is written; a new one reads it.
+                kill_process(process).await;
+                format!("it did not answer for {silent:.1?} and was killed")
+            }
         };
         wait = if started.elapsed() > STEADY { BACKOFF } else { wait };
         tracing::error!(end, again_in = ?wait, "nats-server ended; starting it again");
@@ -313,14 +328,17 @@ async fn until_ended(process: &mut Process) -> String {
 }
 
 async fn stop_process(mut process: Process) {
-    let pid = match &process {
-        Process::Own(child) => child.id().map(|id| Pid::from_raw(id as i32)),
-        Process::Adopted(pid) => Some(*pid),
-    };
-    let Some(pid) = pid else { return };
+    let Some(pid) = process.pid() else { return };
     let _ = kill(pid, Signal::SIGTERM);
     if tokio::time::timeout(STOP_WITHIN, until_ended(&mut process)).await.is_err() {
         tracing::warn!(pid = pid.as_raw(), "nats-server did not end when asked; killing it");
+        let _ = kill(pid, Signal::SIGKILL);
+        until_ended(&mut process).await;
+    }
+}
+
+async fn kill_process(mut process: Process) {
+    if let Some(pid) = process.pid() {
         let _ = kill(pid, Signal::SIGKILL);
         until_ended(&mut process).await;
     }

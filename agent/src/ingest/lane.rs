@@ -28,6 +28,8 @@ use crate::{
 const MAX_QUEUE: usize = 4;
 /// Publishers that wait for an answer; beyond it nothing more is taken in.
 const MAX_WAITING: usize = 8192;
+/// Events that come further apart than this do not wait for each other.
+const RARE: Duration = Duration::from_millis(5);
 /// How much longer a batch is kept open that fills so fast that it will soon be full: each signature and
 /// each sync to disk then covers more.
 const FILLING_FOR: Duration = Duration::from_millis(15);
@@ -90,6 +92,11 @@ pub(super) struct LaneWriter {
     packer: Packer,
     /// What the open batch is being made of.
     making: Made,
+    /// When the last event came.
+    last_push: Tick,
+    /// The open batch holds an event that nothing came shortly before: where company is rare there is
+    /// nothing to wait for.
+    alone: bool,
     queue: VecDeque<Batch>,
     writing: Option<BoxFuture<'static, Written>>,
     failures: u32,
@@ -119,6 +126,8 @@ impl LaneWriter {
             tails,
             packer: Packer::new(speaker.clone(), lane, incarnation, limits),
             making: Made::default(),
+            last_push: Tick::ZERO,
+            alone: false,
             queue: VecDeque::new(),
             writing: None,
             failures: 0,
@@ -146,7 +155,7 @@ impl LaneWriter {
         }
         let due = self.packer.due()?;
         Some(match () {
-            () if !self.making.waiters.is_empty() => Tick::ZERO,
+            () if self.alone || !self.making.waiters.is_empty() => Tick::ZERO,
             () if self.packer.is_filling() => due + FILLING_FOR,
             () => due,
         })
@@ -166,6 +175,8 @@ impl LaneWriter {
     }
 
     pub(super) fn push(&mut self, event: &Event, intake: Intake, now: Tick) {
+        self.alone = self.packer.due().is_none() && now.saturating_sub(self.last_push) >= RARE;
+        self.last_push = now;
         let packs = self.packer.push(event, now);
         let number = self.packer.last();
         let mut intake = Some(intake);

@@ -1,0 +1,126 @@
+//! The nats-server of a role, started or found running elsewhere, with the agent's connections into it and
+//! its store there.
+
+use std::net::SocketAddr;
+
+use async_nats::{
+    Client,
+    jetstream::{self, kv},
+};
+use nats_config::names;
+
+use super::{
+    AppError,
+    options::{server_options, stream_limits},
+};
+use crate::{
+    broker::{
+        self, BrokerError,
+        binary::Binary,
+        connect::connect,
+        server::{self, Server},
+    },
+    config::{Config, Nats},
+    metrics::Metrics,
+    status::Addresses,
+};
+
+/// The agent's ways into its server.
+pub(super) struct Connections {
+    pub(super) mesh: Client,
+    pub(super) up: Option<Client>,
+    pub(super) down: Option<Client>,
+}
+
+pub(super) async fn start_broker(
+    config: &Config,
+    metrics: &Metrics,
+) -> Result<(Option<Server>, String, Connections, Addresses), AppError> {
+    let addresses = |nats: String| Addresses {
+        pid: std::process::id(),
+        http: SocketAddr::from(([127, 0, 0, 1], 0)),
+        nats,
+        monitor: None,
+        leaf: None,
+    };
+    match &config.nats {
+        Nats::External(external) => {
+            let url = external.url.clone();
+            let as_user = async |credentials: &crate::config::Credentials| {
+                connect(url.clone(), &credentials.user, credentials.password.expose(), "external").await
+            };
+            let connections = Connections {
+                mesh: as_user(&external.mesh).await?,
+                up: match &external.up {
+                    Some(credentials) => Some(as_user(credentials).await?),
+                    None => None,
+                },
+                down: match &external.down {
+                    Some(credentials) => Some(as_user(credentials).await?),
+                    None => None,
+                },
+            };
+            let version = connections.mesh.server_info().version;
+            Ok((
+                None,
+                version,
+                connections,
+                addresses(format!("{}:{}", external.url.host(), external.url.port())),
+            ))
+        }
+        Nats::Embedded(embedded) => {
+            let binary = Binary::find(&embedded.server, embedded.heap_limit).await?;
+            binary.check(faces_loopback_only(config))?;
+            let dir = config.state_dir.join("nats");
+            let mut options = server_options(config, &binary)?;
+            options.passwords = server::passwords(&dir)?;
+            let (monitor, leaf) =
+                (options.monitor_listen, options.leaf_listen.as_ref().map(|leaf| leaf.address));
+            let server = Server::start(&binary, &dir, options, metrics).await?;
+            let address = broker::dialable(server.client).to_string();
+            let passwords = &server.passwords;
+            let as_user = async |user: &str, password: &nats_config::Password, name: &str| {
+                connect(address.as_str(), user, password.expose(), name).await
+            };
+            let mesh = as_user(names::AGENT_USER, &passwords.agent, "mesh").await?;
+            let up = match config.parent {
+                Some(_) => Some(as_user(names::UP_USER, &passwords.up, "up").await?),
+                None => None,
+            };
+            let down = match config.leaf {
+                Some(_) => Some(as_user(names::DOWN_USER, &passwords.down, "down").await?),
+                None => None,
+            };
+            let addresses = Addresses { monitor, leaf, ..addresses(address) };
+            let version = binary.version.to_string();
+            Ok((Some(server), version, Connections { mesh, up, down }, addresses))
+        }
+    }
+}
+
+/// Whether nobody beyond this machine can reach the server, nor it them.
+fn faces_loopback_only(config: &Config) -> bool {
+    let leaf = config.leaf.as_ref().is_none_or(|leaf| leaf.listen.ip().is_loopback());
+    let parents = config.parent.as_ref().is_none_or(|parent| {
+        parent.addresses.iter().all(|address| {
+            let host = address.host.as_str();
+            host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        })
+    });
+    leaf && parents
+}
+
+pub(super) async fn ensure_streams(config: &Config, js: &jetstream::Context) -> Result<(), BrokerError> {
+    let limits = stream_limits(config);
+    let streams = nats_config::streams(config.level(), &limits);
+    broker::streams::ensure(js, &streams, &nats_config::kv_buckets(config.level(), &limits)).await
+}
+
+pub(super) async fn open_bucket(
+    js: &jetstream::Context,
+    name: &'static str,
+) -> Result<kv::Store, BrokerError> {
+    js.get_key_value(name)
+        .await
+        .map_err(|error| BrokerError::Stream { name: name.into(), reason: error.to_string() })
+}

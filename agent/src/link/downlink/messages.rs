@@ -1,0 +1,212 @@
+//! The conversation with each child: its messages are opened and acted on, and answered.
+
+use std::time::Duration;
+
+use async_nats::{HeaderMap, Message};
+use bytes::Bytes;
+use hierarchy::{
+    ByLane, Lane, Path, Refusal,
+    link::{ChildMessage, ParcelHead, Parent, ParentMessage, ParentOutput, Verdict, message::cut},
+    signing::Binding,
+    subject,
+};
+
+use super::{
+    CREDIT, Downlink,
+    exchange::{FromChild, WorkFromChild},
+    store::MAX_STORING,
+};
+use crate::{
+    clock,
+    dead_letters::DeadLetter,
+    link::{header, wire},
+    metrics::ChildLabel,
+};
+
+/// With so many batches on their way into the store nothing more is taken of a lane.
+const BUSY: ByLane<usize> =
+    ByLane { critical: MAX_STORING, normal: MAX_STORING / 4 * 3, bulk: MAX_STORING / 2 };
+/// Most children of one parent.
+const MAX_CHILDREN: usize = 10_000;
+
+impl Downlink {
+    /// Handles one message; the child it came from.
+    pub(super) async fn on_message(&mut self, message: Message) -> Option<Path> {
+        let subject = message.subject.as_str();
+        let Some(child) = subject::link_up_child(&self.parts.path, subject) else {
+            self.refuse(&self.parts.path.clone(), Refusal::WrongSubject, "not a direct child", &message);
+            return None;
+        };
+        if !self.children.contains_key(&child) {
+            if self.children.len() >= MAX_CHILDREN {
+                self.refuse(&child, Refusal::NotPermitted, "too many children", &message);
+                return None;
+            }
+            let state = self.new_child(&child, Parent::new(&ByLane::default(), &CREDIT));
+            self.children.insert(child.clone(), state);
+        }
+        if let Err(refusal) = self.learn_peer(&child, &message).await {
+            tracing::warn!(%child, %refusal, "a child's identity is refused");
+            self.refuse(&child, refusal, "key binding", &message);
+            return None;
+        }
+        let peer = self.parts.signer.identity().trust_domain.identity(child.clone());
+        match wire::open::<ChildMessage>(
+            &self.parts.verifier,
+            &peer,
+            subject,
+            &message.payload,
+            clock::wall(),
+        ) {
+            Ok((said, rest)) => self.on_child(&child, said, rest, &message).await,
+            Err(Refusal::UnknownKid) => {
+                // This agent was restarted, or has forgotten the key: let the child greet and show it.
+                self.send(&child, &ParentMessage::Reset { session: 0 }, None).await;
+            }
+            Err(refusal) => self.refuse(&child, refusal, "link message", &message),
+        }
+        Some(child)
+    }
+
+    async fn on_child(&mut self, child: &Path, said: ChildMessage, rest: Bytes, message: &Message) {
+        match said {
+            ChildMessage::Hello { session, lanes, version } => {
+                tracing::info!(%child, version, "child greets");
+                if let Some(state) = self.children.get_mut(child) {
+                    state.parent.on_hello(session, lanes);
+                    state.version = Some(version.clone());
+                }
+                self.report(FromChild::Hello { child: child.clone(), version });
+            }
+            ChildMessage::Frame { session, lane, bindings, parcels, last } => {
+                let Some(bodies) = cut(&parcels, rest) else {
+                    return self.refuse(child, Refusal::Malformed, "frame lengths", message);
+                };
+                if let Err(refusal) = self.learn_authors(&bindings).await {
+                    self.refuse(child, refusal, "author's key binding", message);
+                }
+                self.on_frame(child, session, lane, &parcels, &bodies).await;
+                let end = parcels.last().map_or(0, |parcel| parcel.last);
+                self.seen(child, Some((lane, last.saturating_sub(end))));
+            }
+            ChildMessage::Credit { number, offers, valid_for_ms } => {
+                let valid_for = Duration::from_millis(valid_for_ms.min(60_000));
+                self.seen(child, None);
+                let child = child.clone();
+                let _ = self.parts.work.try_send(WorkFromChild::Credit { child, number, offers, valid_for });
+            }
+            ChildMessage::HandoffReply { task, attempt, refused } => {
+                let child = child.clone();
+                // A reply that finds the queue full is asked for again.
+                let _ =
+                    self.parts.work.try_send(WorkFromChild::HandoffReply { child, task, attempt, refused });
+            }
+        }
+    }
+
+    async fn on_frame(
+        &mut self,
+        child: &Path,
+        session: u64,
+        lane: Lane,
+        parcels: &[ParcelHead],
+        bodies: &[Bytes],
+    ) {
+        let mut judged = Vec::with_capacity(parcels.len());
+        for (head, bytes) in parcels.iter().zip(bodies) {
+            match self.judge(child, lane, head, bytes) {
+                Err(Refusal::UnknownKid) => {
+                    return self.send(child, &ParentMessage::Reset { session }, None).await;
+                }
+                verdict => judged.push(verdict),
+            }
+        }
+        let verdicts: Vec<Verdict> = judged
+            .iter()
+            .map(|judged| match judged {
+                Ok(judged) => Verdict::Sound {
+                    origin: judged.verified.envelope.identity().path.clone(),
+                    span: judged.span,
+                },
+                Err(refusal) => Verdict::Refused(*refusal),
+            })
+            .collect();
+        let credit = self.credit(lane);
+        let Some(state) = self.children.get_mut(child) else { return };
+        state.parent.set_credit(lane, credit);
+        let before = state.parent.repeated();
+        let outputs = state.parent.on_frame(session, lane, parcels, &verdicts, &mut self.origins);
+        let repeated = state.parent.repeated() - before;
+        if repeated > 0 {
+            let label = ChildLabel { child: child.to_string() };
+            self.parts.metrics.batches_repeated.get_or_create(&label).inc_by(repeated);
+        }
+        for output in outputs {
+            match output {
+                ParentOutput::Store { index, record } => {
+                    if let Ok(batch) = &judged[index] {
+                        self.store(child, lane, batch, &bodies[index], record).await;
+                    }
+                }
+                ParentOutput::Bury { index, reason } => self.parts.dead_letters.bury(DeadLetter {
+                    origin: child.clone(),
+                    reason,
+                    detail: format!("batch {} of {child}", parcels[index].last),
+                    subject: subject::link_up(child),
+                    bytes: bodies[index].clone(),
+                }),
+                ParentOutput::Gap { index, span } => {
+                    if let Ok(judged) = &judged[index] {
+                        let origin = &judged.verified.envelope.identity().path;
+                        tracing::debug!(%child, %origin, %lane, %span, "not among what arrives");
+                    }
+                }
+                ParentOutput::Reset { session } => {
+                    self.send(child, &ParentMessage::Reset { session }, None).await;
+                }
+            }
+        }
+    }
+
+    /// A parent under pressure slows bulk before normal before critical; and what waits here for the level
+    /// above had better wait below.
+    fn credit(&self, lane: Lane) -> u64 {
+        let full = self.parts.fill.as_ref().is_some_and(|fill| fill.holds_back(lane));
+        if full || self.storing.len() >= BUSY[lane] { 0 } else { CREDIT[lane] }
+    }
+
+    pub(super) async fn reply(&mut self, child: &Path) {
+        let Some(state) = self.children.get_mut(child) else { return };
+        for reply in state.parent.take_replies(clock::wall(), crate::VERSION) {
+            let welcome = matches!(reply, ParentMessage::Welcome { .. });
+            let binding = welcome.then(|| self.parts.signer.binding().clone());
+            self.send(child, &reply, binding).await;
+        }
+    }
+
+    pub(super) async fn send(&mut self, child: &Path, message: &ParentMessage, binding: Option<Binding>) {
+        let subject = subject::link_down(child);
+        let bytes = wire::seal(&self.parts.signer, &subject, message, &[], clock::wall());
+        let sent = match binding {
+            Some(binding) => {
+                let mut headers = HeaderMap::new();
+                headers.insert(header::BINDING, binding.to_json());
+                self.parts.down.publish_with_headers(subject, headers, bytes).await
+            }
+            None => self.parts.down.publish(subject, bytes).await,
+        };
+        if let Err(error) = sent {
+            tracing::debug!(%child, %error, "an answer was not sent; the child will ask again");
+        }
+    }
+
+    fn refuse(&self, origin: &Path, reason: Refusal, detail: &str, message: &Message) {
+        self.parts.dead_letters.bury(DeadLetter {
+            origin: origin.clone(),
+            reason,
+            detail: detail.to_owned(),
+            subject: message.subject.to_string(),
+            bytes: message.payload.clone(),
+        });
+    }
+}

@@ -1,0 +1,191 @@
+//! The parent's shell: verifies what children send, stores it durably, answers.
+
+mod exchange;
+mod judge;
+mod messages;
+mod recovery;
+mod store;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_nats::{
+    Client, Subscriber,
+    jetstream::{self, kv},
+};
+pub use exchange::{FromChild, ToChild, WorkFromChild, handoff};
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use hierarchy::{
+    ByLane, Path,
+    link::{Origins, Parent},
+    signing::{Signer, Verifier},
+    subject,
+};
+pub use judge::STORED_FOR;
+use store::{Done, Sent};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    bindings::Bindings,
+    cursors::{self, Checkpoint},
+    words::Words,
+};
+use crate::{
+    accounting::LossNotes,
+    dead_letters::DeadLetters,
+    lanes::{Fill, Guards, Tails},
+    metrics::{ChildLabel, Metrics},
+};
+
+/// Bytes of each lane that a child may have under way.
+const CREDIT: ByLane<u64> = ByLane { critical: 4 << 20, normal: 4 << 20, bulk: 4 << 20 };
+/// How often the cursors are checkpointed.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
+
+/// What the shell needs.
+pub struct DownlinkParts {
+    /// Where this agent stands.
+    pub path: Path,
+    /// Signs answers.
+    pub signer: Arc<Signer>,
+    /// Knows whom to trust.
+    pub verifier: Verifier,
+    /// Keeps authors' bindings.
+    pub bindings: Bindings,
+    /// The store.
+    pub js: jetstream::Context,
+    /// The link's bucket.
+    pub bucket: kv::Store,
+    /// The connection in account DOWN.
+    pub down: Client,
+    /// Told who is there and how they are.
+    pub reports: mpsc::Sender<FromChild>,
+    /// Told what they say about work.
+    pub work: mpsc::Sender<WorkFromChild>,
+    /// Messages to send.
+    pub orders: mpsc::Receiver<ToChild>,
+    /// Told what the last checkpoint has counted in, and so what may leave the lanes.
+    pub checkpointed: Arc<Guards>,
+    /// The newest of the lanes; `None` at global, where nothing is sent on.
+    pub tails: Option<Tails>,
+    /// How full the lanes are; `None` at global.
+    pub fill: Option<Arc<Fill>>,
+    /// For what is lost with a child's store.
+    pub notes: Option<LossNotes>,
+    /// For what is refused.
+    pub dead_letters: DeadLetters,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+/// The shell stops only when its store is lost for good.
+#[derive(Debug, thiserror::Error)]
+pub enum DownlinkError {
+    /// Subscribing failed.
+    #[error("cannot listen to children: {0}")]
+    Subscribe(#[from] async_nats::SubscribeError),
+    /// The cursors could not be read.
+    #[error(transparent)]
+    Cursors(#[from] cursors::CursorError),
+    /// The connection ended.
+    #[error("the connection to the own nats-server ended")]
+    Closed,
+}
+
+struct ChildState {
+    parent: Parent,
+    /// How far the child says it has numbered.
+    words: Words,
+    version: Option<String>,
+    storing: usize,
+    stored: prometheus_client::metrics::counter::Counter,
+    events: prometheus_client::metrics::counter::Counter,
+}
+
+/// The parent's shell.
+pub struct Downlink {
+    parts: DownlinkParts,
+    children: HashMap<Path, ChildState>,
+    storing: FuturesUnordered<BoxFuture<'static, Done>>,
+    /// Publishes to each stream in the order in which they were sent.
+    sent: ByLane<VecDeque<Sent>>,
+    next_ticket: u64,
+    /// Everything in each stream up to here is counted in the children's cursors.
+    counted: ByLane<u64>,
+    /// What has arrived of each origin.
+    origins: Origins,
+    kept: Checkpoint,
+}
+
+impl Downlink {
+    /// Recovers the cursors, then serves until cancelled.
+    pub async fn run(parts: DownlinkParts, cancel: CancellationToken) -> Result<(), DownlinkError> {
+        let kept = cursors::recover(&parts.js, &parts.bucket, parts.path.level()).await?;
+        let mut inbox = parts.down.subscribe(subject::LINK_UP_ALL).await?;
+        let mut downlink = Downlink {
+            counted: kept.places,
+            origins: kept.origins.clone(),
+            children: HashMap::new(),
+            storing: FuturesUnordered::new(),
+            sent: ByLane::default(),
+            next_ticket: 0,
+            kept,
+            parts,
+        };
+        for (child, cursors) in downlink.kept.children.clone() {
+            let state = downlink.new_child(&child, Parent::new(&cursors, &CREDIT));
+            downlink.children.insert(child, state);
+        }
+        downlink.sound_again();
+        let served = downlink.serve(&mut inbox, &cancel).await;
+        downlink.settle().await;
+        downlink.checkpoint().await;
+        served
+    }
+
+    async fn serve(
+        &mut self,
+        inbox: &mut Subscriber,
+        cancel: &CancellationToken,
+    ) -> Result<(), DownlinkError> {
+        let mut timer = tokio::time::interval(CHECKPOINT_EVERY);
+        timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut touched = Vec::new();
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return Ok(()),
+                message = inbox.next() => {
+                    let message = message.ok_or(DownlinkError::Closed)?;
+                    touched.extend(self.on_message(message).await);
+                }
+                Some(done) = self.storing.next(), if !self.storing.is_empty() => touched.push(self.on_done(done)),
+                Some(order) = self.parts.orders.recv() => self.send(&order.child, &order.message, None).await,
+                _ = timer.tick() => self.checkpoint().await,
+            }
+            // One receipt covers all that is durable by now.
+            while let Some(Some(done)) = self.storing.next().now_or_never() {
+                touched.push(self.on_done(done));
+            }
+            for child in touched.drain(..) {
+                self.heal(&child, cancel).await?;
+                self.reply(&child).await;
+            }
+        }
+    }
+
+    fn new_child(&self, child: &Path, parent: Parent) -> ChildState {
+        let label = ChildLabel { child: child.to_string() };
+        ChildState {
+            parent,
+            words: Words::default(),
+            version: None,
+            storing: 0,
+            stored: self.parts.metrics.batches_stored.get_or_create_owned(&label),
+            events: self.parts.metrics.events_stored.get_or_create_owned(&label),
+        }
+    }
+}

@@ -31,9 +31,11 @@ fn main() -> ProcessCode {
         #[cfg(feature = "dev")]
         Some(Command::Dev(args)) => agent::dev::run(&args),
         #[cfg(feature = "dev")]
-        Some(Command::Bench(cli::Bench::Link(args))) => agent::bench::link::run(&args),
-        Some(Command::Bench(cli::Bench::Ingest(args))) => agent::bench::ingest::run(&args),
-        Some(Command::Bench(cli::Bench::Backlog(args))) => agent::bench::backlog::run(&args),
+        Some(Command::Bench(bench)) => match &bench {
+            cli::Bench::Link(args) => agent::bench::link::run(args),
+            cli::Bench::Ingest(args) => agent::bench::ingest::run(args),
+            cli::Bench::Backlog(args) => agent::bench::backlog::run(args),
+        },
     };
     code.into()
 }

@@ -56,6 +56,12 @@ pub fn word<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> 
     T::deserialize(BorrowedStrDeserializer::new(<&str>::deserialize(deserializer)?))
 }
 
+/// Reads a list of words as [`word`] reads one.
+pub fn words<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    let words = Vec::<&str>::deserialize(deserializer)?;
+    words.into_iter().map(|word| T::deserialize(BorrowedStrDeserializer::new(word))).collect()
+}
+
 /// Reads a map whose keys do not repeat; derived readers keep the last of equal keys.
 pub fn unique<'de, D, V>(deserializer: D) -> Result<BTreeMap<String, V>, D::Error>
 where

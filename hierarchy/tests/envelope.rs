@@ -46,7 +46,14 @@ fn json() -> impl Strategy<Value = serde_json::Value> {
 fn head() -> impl Strategy<Value = BatchHead> {
     let subjects = proptest::collection::vec(outer_text(), 0..5);
     (any::<u64>(), any::<u64>(), any::<u64>(), any::<u32>(), subjects).prop_map(
-        |(incarnation, first, last, count, subjects)| BatchHead { incarnation, first, last, count, subjects },
+        |(incarnation, first, last, count, subjects)| BatchHead {
+            incarnation,
+            first,
+            last,
+            count,
+            subjects,
+            tell: Vec::new(),
+        },
     )
 }
 

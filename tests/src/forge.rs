@@ -72,7 +72,7 @@ pub fn batch(signer: &Signer, subject: &str, seq: u64, data: &serde_json::Value)
     let event = json!({ "seq": seq, "ts": agent::clock::wall().0, "sub": 0, "data": data });
     let payload = to_raw_value(&json!({ "events": [event] })).expect("events are JSON");
     let subjects = vec![subject.to_owned()];
-    let head = BatchHead { incarnation: 1, first: seq, last: seq, count: 1, subjects };
+    let head = BatchHead { incarnation: 1, first: seq, last: seq, count: 1, subjects, tell: Vec::new() };
     envelope(signer, MESSAGE_TYPE, subject, Some(head), &payload)
 }
 

@@ -128,16 +128,6 @@ impl Mesh {
         linked.unwrap_or_else(|error| panic!("{error}"));
     }
 
-    /// The agent's process.
-    pub fn agent_pid(&self, at: &str) -> Option<u32> {
-        self.fleet.agent_pid(&path(at))
-    }
-
-    /// The process of the agent's nats-server.
-    pub fn server_pid(&self, at: &str) -> Option<u32> {
-        self.fleet.server_pid(&path(at))
-    }
-
     /// Kills the agent's nats-server with SIGKILL; false where none runs just now.
     pub fn kill_server(&self, at: &str) -> bool {
         let pid = self.fleet.server_pid(&path(at));

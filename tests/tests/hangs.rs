@@ -25,7 +25,7 @@ async fn a_server_that_hangs_is_noticed_within_seconds_and_replaced_and_nothing_
         });
 
         let stopped = Instant::now();
-        let pid = mesh.server_pid(at).expect("the server runs");
+        let pid = mesh.server_pid(&path(at)).expect("the server runs");
         processes::signal(pid, Signal::SIGSTOP);
         eventually!(NOTICED_WITHIN, {
             let log = mesh.log(at);
@@ -33,7 +33,7 @@ async fn a_server_that_hangs_is_noticed_within_seconds_and_replaced_and_nothing_
         });
         println!("{at}: noticed after {:.1?}", stopped.elapsed());
         eventually!(Duration::from_secs(30), {
-            let server = mesh.server_pid(at);
+            let server = mesh.server_pid(&path(at));
             when(server.is_some_and(|new| new != pid), server)
         });
         let before = observer.seen().numbers(NODE).len();
@@ -53,7 +53,7 @@ async fn an_agent_that_hangs_for_a_while_loses_nothing() {
     let observer = Observer::start(&mesh).await;
     let publisher = Publisher::start(&mesh, NODE, 200).await;
     for at in ["s1/c1", NODE] {
-        let pid = mesh.agent_pid(at).expect("the agent runs");
+        let pid = mesh.agent_pid(&path(at)).expect("the agent runs");
         processes::signal(pid, Signal::SIGSTOP);
         // Longer than a session lasts without a sign of life.
         tokio::time::sleep(Duration::from_secs(20)).await;

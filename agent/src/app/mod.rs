@@ -155,6 +155,7 @@ impl Agent {
         let (to_parent, to_parent_rx) = mpsc::channel(QUEUE);
         let (from_parent_tx, from_parent) = mpsc::channel(QUEUE);
         let (to_children, to_children_rx) = mpsc::channel(QUEUE);
+        let (reached_tx, reached) = mpsc::channel(QUEUE);
         let (reports, reports_rx) = mpsc::channel(QUEUE);
         let (work, work_rx) = mpsc::channel(QUEUE);
 
@@ -190,6 +191,7 @@ impl Agent {
                 numbered,
                 notes: notes.clone(),
                 fill: fill.clone(),
+                reached,
                 dead_letters: letters.clone(),
                 metrics: metrics.clone(),
             };
@@ -221,6 +223,8 @@ impl Agent {
                 released: released.clone(),
                 state: uplink_state,
                 handoffs: from_parent_tx,
+                to_children: has_children.then(|| to_children.clone()),
+                reached: reached_tx,
                 orders: to_parent_rx,
                 tails,
                 notes: notes.clone(),

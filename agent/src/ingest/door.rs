@@ -4,10 +4,12 @@
 //! Answers have the form of JetStream's publish acknowledgements, so that every client library reads
 //! them: `{"stream":"LANE_NORMAL","seq":17,...}`, or an `error` with code and description.
 
+use std::time::Duration;
+
 use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
 use bytes::Bytes;
 use hierarchy::{
-    Lane, Path, Refusal,
+    Lane, Level, Refusal,
     envelope::MAX_EVENT_BYTES,
     link::{Event, batch},
     subject::{self, Speaker},
@@ -18,10 +20,24 @@ use serde_json::json;
 use super::IngestError;
 use crate::clock;
 
+/// The header in which a publisher names the level at which its event is to be durable before it is
+/// answered.
+const ACK_LEVEL: &str = "Lucent-Ack-Level";
+/// The header that says how long the publisher waits for that, in seconds; [`PATIENCE`] unless given.
+const ACK_WITHIN: &str = "Lucent-Ack-Within";
+/// How long an answer from a level above may take unless the publisher says otherwise.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest that a publisher can ask for.
+const MOST_PATIENCE: Duration = Duration::from_secs(300);
+
 /// Whoever waits for an answer.
 #[derive(Debug)]
 pub struct Waiter {
     reply: Option<Subject>,
+    /// Where the event is to be durable; `None` for this agent's own level.
+    pub(super) level: Option<Level>,
+    /// How long it waits for a level above.
+    pub(super) patience: Duration,
 }
 
 /// A request that is sound.
@@ -59,6 +75,8 @@ pub(super) fn read(speaker: &Speaker, message: Message) -> Result<Asked, Refused
         }
         Some(_) => None,
     };
+    let wish = Wish::read(speaker.level(), message.headers.as_ref());
+    let refusal = refusal.or_else(|| wish.as_ref().err().map(|detail| (Refusal::BadPayload, *detail)));
     match (refusal, asked) {
         (None, Some(subject)) => Ok(Asked {
             event: Event {
@@ -68,7 +86,10 @@ pub(super) fn read(speaker: &Speaker, message: Message) -> Result<Asked, Refused
                 data: message.payload,
             },
             headers: message.headers,
-            waiter: Waiter { reply: message.reply },
+            waiter: {
+                let Wish { level, patience } = wish.unwrap_or_default();
+                Waiter { reply: message.reply, level, patience }
+            },
         }),
         (refusal, _) => {
             let (reason, detail) = refusal.unwrap_or((Refusal::WrongSubject, "no such subject"));
@@ -83,13 +104,51 @@ pub(super) fn read(speaker: &Speaker, message: Message) -> Result<Asked, Refused
     }
 }
 
+/// What a publisher asks for beside the event.
+#[derive(Debug, Default)]
+struct Wish {
+    level: Option<Level>,
+    patience: Duration,
+}
+
+impl Wish {
+    fn read(own: Level, headers: Option<&HeaderMap>) -> Result<Wish, &'static str> {
+        let text = |name| headers.and_then(|headers| headers.get(name)).map(|value| value.as_str());
+        let level = match text(ACK_LEVEL).map(str::parse::<Level>) {
+            None => None,
+            Some(Ok(level)) if level >= own => Some(level).filter(|level| *level > own),
+            Some(_) => {
+                return Err("Lucent-Ack-Level names this level or one above: node, cluster, site, global");
+            }
+        };
+        let patience = match text(ACK_WITHIN).map(str::parse::<u64>) {
+            None => PATIENCE,
+            Some(Ok(seconds)) if (1..=MOST_PATIENCE.as_secs()).contains(&seconds) => {
+                Duration::from_secs(seconds)
+            }
+            Some(_) => return Err("Lucent-Ack-Within is a whole number of seconds, 1 to 300"),
+        };
+        Ok(Wish { level, patience })
+    }
+}
+
 impl Waiter {
-    /// The event is durable here, under this number.
-    pub(super) async fn stored(self, mesh: &Client, path: &Path, lane: Lane, seq: u64) {
+    /// The event is durable at this level, under this number.
+    pub(super) async fn stored(self, mesh: &Client, level: Level, lane: Lane, seq: u64) {
         let Some(reply) = self.reply else { return };
-        let answer = json!({ "stream": lane_stream(lane), "seq": seq, "level": path.level() });
+        let answer = json!({ "stream": lane_stream(lane), "seq": seq, "level": level });
         // Who does not hear asks again.
         let _ = mesh.publish(reply, answer.to_string().into()).await;
+    }
+
+    /// Nothing was heard of it in time.
+    pub(super) fn unknown(self, mesh: &Client, own: Level, seq: u64) {
+        let wanted = self.level.unwrap_or(own);
+        let description = format!(
+            "timeout: event {seq} is durable at the {own} and on its way; that it is at {wanted} was not heard in {:?}",
+            self.patience
+        );
+        refuse(mesh, self.reply, 408, &description);
     }
 }
 

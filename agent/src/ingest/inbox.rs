@@ -193,7 +193,7 @@ pub(super) async fn next_incarnation(bucket: &kv::Store, newest: u64) -> Result<
     let noted = noted.and_then(|text| serde_json::from_slice::<Numbering>(&text).ok());
     let newest = newest.max(noted.map_or(0, |noted| noted.incarnation));
     let chance = u64::from(uuid::Uuid::new_v4().as_u128() as u32 & 0xf_ffff);
-    let incarnation = (clock::wall().0 / 1000 << 20 | chance).max(newest + 1);
+    let incarnation = ((clock::wall().0 / 1000) << 20 | chance).max(newest + 1);
     let text = serde_json::to_vec(&Numbering { incarnation }).map_err(store_error("written"))?;
     bucket.put(NUMBERING, text.into()).await.map_err(store_error("written"))?;
     Ok(incarnation)

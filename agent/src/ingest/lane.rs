@@ -218,6 +218,13 @@ impl LaneWriter {
     }
 
     fn enqueue(&mut self, pack: Pack) {
+        let mut pack = pack;
+        let made = std::mem::take(&mut self.making);
+        for level in made.waiters.iter().filter_map(|(waiter, _)| waiter.level) {
+            if !pack.head.tell.contains(&level) {
+                pack.head.tell.push(level);
+            }
+        }
         let head = &pack.head;
         let span = Span { incarnation: head.incarnation, first: head.first, last: head.last };
         let count = head.count;
@@ -233,7 +240,6 @@ impl LaneWriter {
             batch: Some(pack.head),
             payload: &pack.payload,
         });
-        let made = std::mem::take(&mut self.making);
         let kid = self.signer.kid();
         self.queue.push_back(Batch { span, count, bytes: sealed.bytes, digest: sealed.digest, kid, made });
     }

@@ -9,6 +9,7 @@
 //! that syncs each write is synced once for many events, and a publisher at the door is answered when
 //! its event is as durable as the store makes it.
 
+mod awaited;
 pub mod door;
 pub mod inbox;
 mod lane;
@@ -19,6 +20,8 @@ use async_nats::{
     Client, Subscriber,
     jetstream::{self, kv},
 };
+use awaited::Awaited;
+pub use awaited::Reached;
 use coordinator::policy::{Decision, DropReason, Policy};
 use futures_util::{FutureExt as _, StreamExt as _};
 use hierarchy::{
@@ -30,7 +33,7 @@ use hierarchy::{
     subject::{self, Speaker},
 };
 use lane::{Intake, LaneWriter, Written};
-use tokio::time::MissedTickBehavior;
+use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -75,6 +78,8 @@ pub struct IngestParts {
     pub notes: LossNotes,
     /// Which lanes are full.
     pub fill: Arc<Fill>,
+    /// Told which batches have reached a level above.
+    pub reached: mpsc::Receiver<Reached>,
     /// For what is refused.
     pub dead_letters: DeadLetters,
     /// What is counted.
@@ -102,6 +107,8 @@ pub struct Ingest {
     clock: Monotonic,
     inbox: Inbox,
     lanes: ByLane<LaneWriter>,
+    incarnation: u64,
+    awaited: Awaited,
 }
 
 impl Ingest {
@@ -128,7 +135,15 @@ impl Ingest {
         let mut asked = door::listen(&parts.mesh).await?;
         tracing::debug!(incarnation, "events are numbered anew");
         parts.numbered.begin(incarnation);
-        let mut ingest = Ingest { parts, speaker, clock: Monotonic::new(), inbox, lanes };
+        let mut ingest = Ingest {
+            parts,
+            speaker,
+            clock: Monotonic::new(),
+            inbox,
+            lanes,
+            incarnation,
+            awaited: Awaited::default(),
+        };
         let served = ingest.serve(&mut asked, &cancel).await;
         ingest.finish().await;
         served
@@ -136,7 +151,10 @@ impl Ingest {
 
     async fn serve(&mut self, asked: &mut Subscriber, cancel: &CancellationToken) -> Result<(), IngestError> {
         let mut timer = tokio::time::interval(PURGE_EVERY);
-        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = tokio::time::interval(awaited::LOOK_EVERY);
+        for timer in [&mut timer, &mut look] {
+            timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
         loop {
             let due = self.lanes.iter().filter_map(|(_, lane)| lane.due()).min();
             let wake = due.map(|tick| self.clock.instant(tick));
@@ -156,7 +174,9 @@ impl Ingest {
                     self.take_more_of_door(asked);
                 }
                 () = crate::clock::sleep_until(wake) => {}
+                Some(reached) = self.parts.reached.recv() => self.on_reached(reached).await,
                 _ = timer.tick() => self.purge().await,
+                _ = look.tick() => self.give_up_waiting(),
             }
             self.inbox.reopen_if_broken().await;
             let now = self.clock.now();
@@ -294,8 +314,32 @@ impl Ingest {
         let Some(durable) = self.lanes[lane].on_written(written, self.clock.now()) else { return };
         self.parts.metrics.events_packed.inc_by(durable.events.into());
         self.parts.numbered.raise(lane, durable.last);
+        let (own, now) = (self.parts.path.level(), self.clock.now());
         for (waiter, seq) in durable.waiters {
-            waiter.stored(&self.parts.mesh, &self.parts.path, lane, seq).await;
+            match waiter.level {
+                None => waiter.stored(&self.parts.mesh, own, lane, seq).await,
+                Some(level) => {
+                    if let Some(waiter) = self.awaited.wait(level, lane, seq, waiter, now) {
+                        waiter.unknown(&self.parts.mesh, own, seq);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn on_reached(&mut self, reached: Reached) {
+        // What an earlier run numbered, nobody waits for any more.
+        if reached.incarnation != self.incarnation {
+            return;
+        }
+        for (waiter, level, seq) in self.awaited.reached(reached) {
+            waiter.stored(&self.parts.mesh, level, reached.lane, seq).await;
+        }
+    }
+
+    fn give_up_waiting(&mut self) {
+        for (waiter, seq) in self.awaited.overdue(self.clock.now()) {
+            waiter.unknown(&self.parts.mesh, self.parts.path.level(), seq);
         }
     }
 
@@ -347,6 +391,9 @@ impl Ingest {
             }
         }
         self.purge().await;
+        for (waiter, seq) in self.awaited.all() {
+            waiter.unknown(&self.parts.mesh, self.parts.path.level(), seq);
+        }
     }
 }
 

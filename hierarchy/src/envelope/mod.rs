@@ -19,7 +19,7 @@ pub use parse::Parsed;
 
 use crate::{
     Lane, Level,
-    strict_json::{Object, present, word},
+    strict_json::{Object, present, word, words},
 };
 
 /// The largest event that is taken, in bytes of the publisher's: 1 MiB.
@@ -74,6 +74,9 @@ pub struct BatchHead {
     pub count: u32,
     /// The distinct subjects of the events, in order of appearance.
     pub subjects: Vec<String>,
+    /// Levels that are to say when the batch is durable there, since a publisher waits for it.
+    #[serde(default, deserialize_with = "words", skip_serializing_if = "Vec::is_empty")]
+    pub tell: Vec<Level>,
 }
 
 /// The fields of `metadata.security` but the signature.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::Parcel;
-use crate::{ByLane, Digest, Lane, Millis, Refusal, signing::Binding};
+use crate::{ByLane, Digest, Lane, Level, Millis, Path, Refusal, signing::Binding};
 
 /// What a child tells its parent, on `lucent.link.up.{level}.{id}`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -112,6 +112,20 @@ pub enum ParentMessage {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         refused: Vec<RefusedParcel>,
     },
+    /// A batch that asked for it ([`crate::envelope::BatchHead::tell`]) is durable at a level. Handed down
+    /// from agent to agent, to the batch's origin.
+    Reached {
+        /// Where it is durable.
+        level: Level,
+        /// Whose batch it is.
+        origin: Path,
+        /// The lane.
+        lane: Lane,
+        /// The origin's incarnation.
+        incarnation: u64,
+        /// The batch's last number. What the origin numbered before is durable there, too, or accounted for.
+        last: u64,
+    },
     /// The parent knows no such session: greet again.
     Reset {
         /// The session it does not know; 0 where it could not even read which one was meant.
@@ -182,6 +196,7 @@ impl ParentMessage {
         match self {
             ParentMessage::Welcome { .. } => "LinkWelcome",
             ParentMessage::Ack { .. } => "LinkAck",
+            ParentMessage::Reached { .. } => "LinkReached",
             ParentMessage::Reset { .. } => "LinkReset",
             ParentMessage::Handoff { .. } => "LinkHandoff",
         }

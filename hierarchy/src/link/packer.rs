@@ -173,6 +173,7 @@ impl Packer {
             last: self.last(),
             count: open.count,
             subjects: open.subjects,
+            tell: Vec::new(),
         };
         let payload = RawValue::from_string(open.body).expect("events are written as JSON");
         Some(Pack { head, subject, lane: self.lane, payload })

@@ -60,6 +60,7 @@ pub(crate) fn all(world: &World) -> Vec<Vector> {
             last: 3,
             count: 2,
             subjects: vec![subject.into()],
+            tell: Vec::new(),
         }),
         ..draft(subject, &payload)
     }));

@@ -118,6 +118,8 @@ pub struct Downlink {
     counted: ByLane<u64>,
     /// What has arrived of each origin.
     origins: Origins,
+    /// Words for publishers below who wait until their events are durable here.
+    answers: Vec<ToChild>,
     kept: Checkpoint,
 }
 
@@ -133,6 +135,7 @@ impl Downlink {
             storing: FuturesUnordered::new(),
             sent: ByLane::default(),
             next_ticket: 0,
+            answers: Vec::new(),
             kept,
             parts,
         };
@@ -169,6 +172,9 @@ impl Downlink {
             // One receipt covers all that is durable by now.
             while let Some(Some(done)) = self.storing.next().now_or_never() {
                 touched.push(self.on_done(done));
+            }
+            for ToChild { child, message } in std::mem::take(&mut self.answers) {
+                self.send(&child, &message, None).await;
             }
             for child in touched.drain(..) {
                 self.heal(&child, cancel).await?;

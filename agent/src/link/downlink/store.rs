@@ -6,12 +6,12 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use hierarchy::{
     Digest, Lane, Level, Path,
-    link::{Parcel, Record, Span},
+    link::{Parcel, ParentMessage, Record, Span},
     loss::Loss,
     signing::Verified,
 };
 
-use super::{Downlink, judge::Judged};
+use super::{Downlink, ToChild, judge::Judged};
 use crate::{
     lanes::{kept_at, stream_of, tail::Stored},
     link::{contents::Contents, header},
@@ -32,11 +32,19 @@ pub(super) struct Sent {
     origin: Path,
     span: Span,
     count: u64,
+    /// Somebody waits for the word that it is durable here.
+    awaited: bool,
     /// The place it got, once the store has told; 0 where it failed.
     place: Option<u64>,
 }
 
 impl Sent {
+    fn reached(&self, level: Level) -> ParentMessage {
+        let (origin, lane) = (self.origin.clone(), self.lane);
+        let Span { incarnation, last, .. } = self.span;
+        ParentMessage::Reached { level, origin, lane, incarnation, last }
+    }
+
     fn stored(self, place: u64) -> Stored {
         let Sent { subject, bytes, digest, kid, origin, span, count, .. } = self;
         let parcel = Parcel { after: 0, last: place, bytes, digest, kid };
@@ -103,6 +111,7 @@ impl Downlink {
             origin: author.clone(),
             span: batch.span,
             count: events.into(),
+            awaited: envelope.batch().is_some_and(|head| head.tell.contains(&level)),
             place: None,
         };
         let slot = slot(level, lane);
@@ -152,10 +161,19 @@ impl Downlink {
             let place = sent.place.unwrap_or_default();
             self.counted[slot] = self.counted[slot].max(place);
             self.origins.settled(&sent.origin, sent.lane, sent.span);
-            if sent.span.first == 1 && sent.origin == child {
+            if sent.span.first == 1
+                && let Some(state) = self.children.get(&sent.origin)
+            {
                 let before = self.origins.before(&sent.origin, sent.lane, sent.span.incarnation);
-                let state = self.children.get(&child);
-                lost.extend(state.and_then(|state| state.words.lost_with_store(&child, sent.lane, before?)));
+                lost.extend(
+                    before.and_then(|before| state.words.lost_with_store(&sent.origin, sent.lane, before)),
+                );
+            }
+            if sent.awaited
+                && let Some(child) = self.parts.path.child_towards(&sent.origin)
+            {
+                let message = sent.reached(self.parts.path.level());
+                self.answers.push(ToChild { child, message });
             }
             if let Some(tails) = &self.parts.tails {
                 tails[lane].push(sent.stored(place));

@@ -29,10 +29,11 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{bindings::Bindings, contents::Contents, header, wire};
+use super::{bindings::Bindings, contents::Contents, downlink::ToChild, header, wire};
 use crate::{
     accounting::LossNotes,
     clock::{self, Monotonic},
+    ingest::Reached,
     lanes::{Tails, tail::Stored},
     metrics::{LaneLabel, Metrics, Reason, Watermark},
 };
@@ -66,6 +67,10 @@ pub struct UplinkParts {
     pub state: watch::Sender<UplinkState>,
     /// Told what the parent hands down.
     pub handoffs: mpsc::Sender<ParentMessage>,
+    /// For words about batches from below; `None` at a node.
+    pub to_children: Option<mpsc::Sender<ToChild>>,
+    /// Told which of this agent's own batches have reached a level above.
+    pub reached: mpsc::Sender<Reached>,
     /// Messages to send.
     pub orders: mpsc::Receiver<ChildMessage>,
     /// The newest of the lanes.
@@ -341,6 +346,7 @@ impl Uplink {
                 // Full means that the parent will hand it down again.
                 let _ = self.parts.handoffs.try_send(said);
             }
+            Ok((said @ ParentMessage::Reached { .. }, _)) => self.on_reached(said),
             Ok((said, _)) => {
                 self.machine.on_message(&said, now);
                 self.note_answer(&said);
@@ -350,6 +356,18 @@ impl Uplink {
                 tracing::warn!(%refusal, parent = %self.parent.path, "a message of the parent is refused");
                 self.parts.metrics.refuse(refusal);
             }
+        }
+    }
+
+    /// Words that find a queue full are lost; who waits for them is told that it is not known.
+    fn on_reached(&self, said: ParentMessage) {
+        let ParentMessage::Reached { level, ref origin, lane, incarnation, last } = said else { return };
+        if *origin == self.parts.path {
+            let _ = self.parts.reached.try_send(Reached { level, lane, incarnation, last });
+        } else if let Some(child) = self.parts.path.child_towards(origin)
+            && let Some(to_children) = &self.parts.to_children
+        {
+            let _ = to_children.try_send(ToChild { child, message: said });
         }
     }
 

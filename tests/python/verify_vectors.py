@@ -469,7 +469,11 @@ def read_envelope(data):
 
 
 def read_head(text, at):
-    head = fields(text, at, ["incarnation", "first", "last", "count", "subjects"])
+    head = fields(text, at, ["incarnation", "first", "last", "count", "subjects"], ["tell"])
+    if "tell" in head:
+        for level in strings(text, head["tell"]):
+            if level not in LEVELS:
+                raise Bad("no level")
     return {
         "incarnation": integer(text, head["incarnation"]),
         "first": integer(text, head["first"]),

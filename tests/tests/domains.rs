@@ -7,13 +7,13 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use async_nats::{
-    Client,
+    Client, Subscriber,
     jetstream::{
         self, Message,
         consumer::{AckPolicy, PullConsumer, pull},
     },
 };
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::StreamExt as _;
 use tests::{Mesh, eventually, eventually::when};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -104,18 +104,24 @@ async fn equal_names_do_not_meet(parent: &Client, child: &Client) {
     assert_eq!(bodies(&take(&above).await), numbered("again"));
 }
 
+/// Hears everything that is said from now on. Flushing only hands the subscription to the system; that the
+/// server knows of it before it takes another connection's messages is sure once something was heard.
+async fn hear_all(agent: &Client) -> Subscriber {
+    let mut heard = agent.subscribe(">").await.unwrap();
+    agent.publish("lucent.tests.begin", "".into()).await.unwrap();
+    let begun = async { while heard.next().await.unwrap().subject.as_str() != "lucent.tests.begin" {} };
+    tokio::time::timeout(SOON, begun).await.expect("the agent's connection hears what it says");
+    heard
+}
+
 /// The agents' own streams and consumers bear equal names at every level, and applications may name subjects of
 /// the other side.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_published_on_one_side_of_a_link_is_neither_heard_nor_stored_on_the_other() {
     let mesh = Mesh::start(&["global", "s1"]).await;
     let (parent, child) = (mesh.client("global").await, mesh.client("s1").await);
-    let agents = [mesh.agents_client("global").await, mesh.agents_client("s1").await];
-    let [mut heard_above, mut heard_below] =
-        [agents[0].subscribe(">").await.unwrap(), agents[1].subscribe(">").await.unwrap()];
-    for agent in &agents {
-        agent.flush().await.unwrap();
-    }
+    let (above, below) = (mesh.agents_client("global").await, mesh.agents_client("s1").await);
+    let (mut heard_above, mut heard_below) = (hear_all(&above).await, hear_all(&below).await);
 
     let subjects = [
         "lucent.agents.secret.task",
@@ -146,14 +152,16 @@ async fn what_is_published_on_one_side_of_a_link_is_neither_heard_nor_stored_on_
         let mut missing: BTreeSet<String> =
             subjects.iter().map(|subject| format!("{own} {subject}")).collect();
         missing.insert(format!("{own} its own"));
-        eventually!(SOON, {
-            while let Some(Some(message)) = heard.next().now_or_never() {
+        let all = async {
+            while !missing.is_empty() {
+                let message = heard.next().await.unwrap();
                 let text = String::from_utf8_lossy(&message.payload).into_owned();
                 assert!(!text.starts_with(others), "heard from the other side: {} {text}", message.subject);
                 missing.remove(&text);
             }
-            when(missing.is_empty(), &missing)
-        });
+        };
+        let all = tokio::time::timeout(SOON, all).await;
+        assert!(all.is_ok(), "not heard within {SOON:?}: {missing:#?}");
     }
     // Both agents' consumers of AGENT_COORDINATION are called the same; each refuses its own side's task.
     eventually!(SOON, {

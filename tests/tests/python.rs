@@ -103,3 +103,15 @@ async fn an_event_published_by_a_python_client_at_a_node_arrives_at_global_once_
     }
     assert_eq!(heard, published);
 }
+
+/// The verifier was written from the document alone: where it and this code judge differently, one of the
+/// three is wrong.
+#[tokio::test]
+async fn a_verifier_written_in_python_from_the_document_agrees_on_every_vector() {
+    let Some(python) = program::python() else { return };
+    let mut command = Command::new(python);
+    command.arg(program::source_file("python/verify_vectors.py"));
+    let ended = program::run(&mut command, Duration::from_secs(60)).await;
+    assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
+    assert!(ended.stdout.contains(" 0 judged wrongly"), "{}", ended.stdout);
+}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_nats::{Client, HeaderMap, RequestErrorKind};
 use bytes::Bytes;
-use hierarchy::Lane;
+use hierarchy::{Lane, Level};
 use serde::Deserialize;
 
 use crate::eventually::LOOK_EVERY;
@@ -19,6 +19,8 @@ pub struct Answer {
     pub stream: String,
     /// The event's number in the lane; 0 where it was refused.
     pub seq: u64,
+    /// Where the event is durable.
+    pub level: Option<Level>,
     /// Who dropped the event, where that was meant to be.
     pub dropped: Option<String>,
     /// Why it was refused.

@@ -3,19 +3,30 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
-use async_nats::{HeaderMap, jetstream};
-use hierarchy::{Lane, envelope::MAX_EVENT_BYTES, loss::LossReason};
+use async_nats::{Client, ConnectOptions, HeaderMap, RequestErrorKind, jetstream};
+use hierarchy::{Lane, Level, envelope::MAX_EVENT_BYTES, loss::LossReason};
 use serde_json::json;
 use tests::{
     Mesh, Observer, burst,
     door::{Answer, ask, in_lane},
     eventually,
-    eventually::when,
-    letters, losses, path,
+    eventually::{LOOK_EVERY, when},
+    letters, losses,
+    observer::Faults,
+    path,
+    publisher::Ledger,
+    random::Random,
 };
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 const CHAIN: [&str; 4] = ["global", "s1", "s1/c1", NODE];
 const NODE: &str = "s1/c1/n1";
@@ -44,7 +55,8 @@ async fn a_request_at_the_door_is_answered_with_the_lane_and_number_under_which_
             let text = format!("{lane} {number}");
             let answer = ask(&client, "hierarchy.node.n1.x", in_lane(lane), text.clone()).await;
             let stream = format!("LANE_{}", lane.as_str().to_uppercase());
-            assert_eq!(answer, Answer { stream, seq: answer.seq, dropped: None, error: None });
+            let level = Some(Level::Node);
+            assert_eq!(answer, Answer { stream, seq: answer.seq, level, dropped: None, error: None });
             told.push((answer.seq, text));
         }
         eventually!(SOON, when(arrived(&observer, lane).len() >= told.len(), arrived(&observer, lane)));
@@ -117,6 +129,90 @@ async fn what_many_publishers_ask_at_once_arrives_once_where_each_write_is_synce
     a_crowd_at_the_door("always").await;
 }
 
+/// Asks again until there is an answer. The event's number, and whether it was asked for more than once.
+async fn ask_until_answered(client: &Client, text: &str) -> (u64, bool) {
+    let mut again = false;
+    loop {
+        let subject = "lucent.publish.hierarchy.node.n1.x";
+        let request = client.request(subject, text.to_owned().into());
+        match tokio::time::timeout(Duration::from_secs(2), request).await {
+            Ok(Ok(answer)) => {
+                let answer: Answer = serde_json::from_slice(&answer.payload).unwrap();
+                assert_eq!(answer.error, None);
+                return (answer.seq, again);
+            }
+            // That nobody listens means that nobody heard.
+            Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            _ => again = true,
+        }
+    }
+}
+
+/// An answer is a promise: what was answered is in the store, whatever becomes of the agent and its server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_door_has_answered_arrives_although_agent_and_server_are_killed_under_its_publishers() {
+    const PUBLISHERS: u64 = 8;
+    const KILLS: u64 = 4;
+    let mut mesh = Mesh::start(&CHAIN).await;
+    let observer = Observer::start(&mesh).await;
+    let address = mesh.addresses(&path(NODE)).unwrap().nats;
+    let (stop, stopped) = watch::channel(false);
+    let answers = Arc::new(AtomicU64::new(0));
+    let mut publishers = JoinSet::new();
+    for publisher in 0..PUBLISHERS {
+        let options = ConnectOptions::new().reconnect_delay_callback(|_| Duration::from_millis(100));
+        let client = options.connect(&address).await.unwrap();
+        let (stopped, answers) = (stopped.clone(), answers.clone());
+        publishers.spawn(async move {
+            let mut told = Vec::new();
+            while !*stopped.borrow() {
+                let text = format!("{publisher} {}", told.len());
+                let (seq, again) = ask_until_answered(&client, &text).await;
+                answers.fetch_add(1, Ordering::Relaxed);
+                told.push((text, seq, again));
+            }
+            told
+        });
+    }
+    let mut random = Random::seeded();
+    for kill in 1..=KILLS {
+        let enough = answers.load(Ordering::Relaxed) + 500;
+        eventually!(SOON, when(answers.load(Ordering::Relaxed) > enough, &answers));
+        tokio::time::sleep(random.millis(0..200)).await;
+        // Together; the agent alone; together again.
+        mesh.kill_agent(&path(NODE)).await;
+        if kill % 2 == 1 {
+            mesh.kill_server(NODE);
+        }
+        mesh.start_again(NODE).await;
+    }
+    stop.send_replace(true);
+    let told = publishers.join_all().await.concat();
+    let again = told.iter().filter(|(.., again)| *again).count();
+    println!("{} answers, {again} of them to repeated requests", told.len());
+
+    let missing = |arrived: &BTreeMap<String, Vec<u64>>| {
+        told.iter().filter(|(text, ..)| !arrived.contains_key(text)).count()
+    };
+    let by_text = eventually!(Duration::from_secs(60), {
+        let mut by_text = BTreeMap::<String, Vec<u64>>::new();
+        for (seq, text) in arrived(&observer, Lane::Normal) {
+            by_text.entry(text).or_default().push(seq);
+        }
+        when(missing(&by_text) == 0, missing(&by_text)).map(|()| by_text)
+    });
+    for (text, seq, again) in &told {
+        let arrived = &by_text[text];
+        assert!(arrived.contains(seq), "{text} was told {seq} and arrived under {arrived:?}");
+        assert!(*again || arrived.len() == 1, "{text} was asked for once and arrived under {arrived:?}");
+    }
+    let nothing_published = Ledger::default();
+    assert_eq!(observer.seen().faults(&path(NODE), &nothing_published), Faults::default());
+    assert_eq!(observer.seen().unverified, Vec::<String>::new());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_door_says_what_it_refuses_and_why_and_keeps_a_dead_letter() {
     let mesh = Mesh::start(&CHAIN).await;
@@ -133,8 +229,9 @@ async fn the_door_says_what_it_refuses_and_why_and_keeps_a_dead_letter() {
         ("hierarchy.node.n1.x", &large, "oversized", "1 MiB"),
     ];
     for (subject, data, reason, because) in cases {
-        let Answer { stream, seq, dropped, error } = ask(&client, subject, none(), data.to_owned()).await;
-        assert_eq!((stream.as_str(), seq, dropped), ("", 0, None), "{subject}");
+        let Answer { stream, seq, level, dropped, error } =
+            ask(&client, subject, none(), data.to_owned()).await;
+        assert_eq!((stream.as_str(), seq, level, dropped), ("", 0, None, None), "{subject}");
         let error = error.unwrap_or_else(|| panic!("{subject} was taken"));
         assert_eq!(error.code, 400, "{subject}");
         let description = error.description;
@@ -185,7 +282,10 @@ async fn an_event_that_a_policy_drops_is_answered_at_once_and_does_not_arrive() 
     for number in 1..=3 {
         let answer = ask(&client, "hierarchy.node.n1.debug.x", bulk(), "dropped").await;
         let dropped = Some("policy".to_owned());
-        assert_eq!(answer, Answer { stream: "LANE_BULK".into(), seq: number, dropped, error: None });
+        assert_eq!(
+            answer,
+            Answer { stream: "LANE_BULK".into(), seq: number, level: None, dropped, error: None }
+        );
     }
     let answer = ask(&client, "hierarchy.node.n1.x", bulk(), "kept").await;
     assert_eq!((answer.seq, answer.dropped), (4, None));

@@ -157,6 +157,13 @@ impl ParentSide {
             let cursors = self.recover();
             self.machine.on_recovered(&cursors);
         }
+        // Now and then a lane is full for a while.
+        let lane = Lane::ALL[random.below(3) as usize];
+        match random.below(100) {
+            0 => self.machine.set_credit(lane, 0),
+            1..=20 => self.machine.set_credit(lane, CREDIT[lane]),
+            _ => {}
+        }
         if random.chance(5) && !self.machine.is_broken() {
             self.checkpoint = Checkpoint {
                 log: self.log.len(),

@@ -29,6 +29,8 @@ pub enum Command {
     Dev(DevArgs),
     /// Show how a running agent fares
     Status(StatusArgs),
+    /// Cut a link on purpose for a while, and report what waited and how it healed
+    Drill(DrillArgs),
     /// Measure this machine
     #[cfg(feature = "dev")]
     #[command(subcommand)]
@@ -123,6 +125,26 @@ pub struct StatusArgs {
     /// How the agent is found.
     #[command(flatten)]
     pub target: StatusTarget,
+}
+
+/// `agent drill`
+#[derive(Debug, Args)]
+pub struct DrillArgs {
+    /// Whose link to its parent is cut: the agent of this machine, or one below it
+    #[arg(long, value_name = "PATH")]
+    pub cut: hierarchy::Path,
+    /// For how long, such as 30s or 2m; the link comes back by itself
+    #[arg(long = "for", value_name = "DURATION", value_parser = crate::config::parse_duration)]
+    pub lasting: std::time::Duration,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Configuration file of the agent on this machine
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// State directory of the agent on this machine
+    #[arg(long, value_name = "DIR", conflicts_with = "config")]
+    pub state_dir: Option<PathBuf>,
 }
 
 /// How `agent status` finds the agent: at most one of these is set.

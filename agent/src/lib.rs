@@ -13,6 +13,7 @@ pub mod dead_letters;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod dispatch;
+pub mod drill;
 pub mod exit;
 pub mod http;
 pub mod ingest;

@@ -4,8 +4,9 @@ use std::process::ExitCode as ProcessCode;
 
 use agent::{
     app,
-    cli::{self, Command, ConfigCommand, RoleArgs, StatusArgs},
+    cli::{self, Command, ConfigCommand, DrillArgs, RoleArgs, StatusArgs},
     config::{self, Config, Input},
+    drill::{Order, command},
     exit::ExitCode,
     logging, status,
 };
@@ -23,6 +24,7 @@ fn main() -> ProcessCode {
     let code = match cli.command {
         None => run_role(&cli.role),
         Some(Command::Status(args)) => show_status(&args),
+        Some(Command::Drill(args)) => drill(&args),
         Some(Command::Config(ConfigCommand::Check(role))) => check(&role),
         Some(Command::Config(ConfigCommand::Explain)) => {
             print!("{}", config::explain());
@@ -76,6 +78,31 @@ fn check(role: &RoleArgs) -> ExitCode {
         }
         Err(code) => code,
     }
+}
+
+fn drill(args: &DrillArgs) -> ExitCode {
+    let state_dir = match &args.state_dir {
+        Some(dir) => dir.clone(),
+        None => match load(&RoleArgs { config: args.config.clone(), ..RoleArgs::default() }) {
+            Ok(config) => config.state_dir,
+            Err(code) => return code,
+        },
+    };
+    let order = Order { cut: args.cut.clone(), seconds: args.lasting.as_secs() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let asked = match runtime {
+        Ok(runtime) => runtime.block_on(command::ask(&state_dir, &order)).map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    match asked {
+        Ok(report) if args.json => println!("{}", serde_json::to_string(&report).unwrap_or_default()),
+        Ok(report) => print!("{}", report.to_text()),
+        Err(error) => {
+            eprintln!("agent: {error}");
+            return ExitCode::Failure;
+        }
+    }
+    ExitCode::Ok
 }
 
 fn show_status(args: &StatusArgs) -> ExitCode {

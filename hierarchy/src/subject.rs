@@ -40,6 +40,8 @@ pub const TELEMETRY: &str = "agent.telemetry";
 pub const LOSS: &str = "agent.loss";
 /// Tail of the subject on which a coordinator publishes what it made of its children's samples.
 pub const ROLLUP: &str = "agent.rollup";
+/// Tail of the subject on which an agent reports what came of a drill.
+pub const DRILL: &str = "agent.drill";
 /// Tail of the subject on which a node tells how far a task is.
 pub const TASK_PROGRESS: &str = "agent.task.progress";
 /// Tail of the subject on which an agent makes sure that its store is sound again.

@@ -265,6 +265,35 @@ async fn the_door_says_what_it_refuses_and_why_and_keeps_a_dead_letter() {
     assert_eq!(of_all, 1, "and nothing else of applications, from whomever");
 }
 
+/// What comes behind it in its lane says nothing of an event that was kept back on the way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "that a later batch of the lane is durable at global answers for all before it, dropped or not"]
+async fn an_event_that_the_cluster_drops_is_not_answered_as_durable_at_global() {
+    let mesh = Mesh::start_with(&CHAIN, |at, config| {
+        if *at == path("s1/c1") {
+            let rule = "\n[[policy]]\nsubject = \"lucent.hierarchy.node.*.local\"\naction = \"drop\"\n";
+            config.push_str(rule);
+        }
+    })
+    .await;
+    let client = mesh.client(NODE).await;
+    let mut headers = in_lane(Lane::Bulk);
+    headers.insert("Lucent-Ack-Level", "global");
+    headers.insert("Lucent-Ack-Within", "5");
+    let dropped = ask(&client, "hierarchy.node.n1.local", headers.clone(), "dropped");
+    let later = async {
+        eventually!(SOON, {
+            let kept = mesh.numbers("s1/c1").await.value("lucent_lost_events_total{reason=\"policy\"}");
+            when(kept > 0.0, kept)
+        });
+        ask(&client, "hierarchy.node.n1.x", headers.clone(), "kept").await
+    };
+    let (dropped, later) = tokio::join!(dropped, later);
+    assert_eq!(later.level, Some(Level::Global), "{later:?}");
+    assert_ne!(dropped.level, Some(Level::Global), "{dropped:?}");
+    assert!(dropped.error.is_some(), "{dropped:?}");
+}
+
 /// An event from the inbox may wait for company; whoever waits for an answer does not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_that_a_policy_drops_is_answered_at_once_and_does_not_arrive() {

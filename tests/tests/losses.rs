@@ -22,7 +22,6 @@ const SOON: Duration = Duration::from_secs(30);
 const ARRIVED_WITHIN: Duration = Duration::from_secs(60);
 /// The grace of a hole is 15 s; receipts, words and looks take some more.
 const UNACCOUNTED_WITHIN: Duration = Duration::from_secs(40);
-/// The grace of a hole is 15 s; receipts, words and looks take some more.
 
 /// A mesh in which these lines stand in the configuration of the agent at this path.
 async fn chain_with(at: &str, lines: &str) -> Mesh {
@@ -227,7 +226,7 @@ async fn words(cluster: &jetstream::Context) -> Option<u64> {
     let envelope = Parsed::parse(&batch.payload).ok()?;
     let events = Batch::read(&envelope).ok()?.events;
     let receipts = events.iter().filter_map(|event| LossReceipt::parse(&event.bytes()).ok());
-    receipts.filter_map(|receipt| receipt.published).last().map(|published| published.lanes.bulk)
+    receipts.filter_map(|receipt| receipt.published).next_back().map(|published| published.lanes.bulk)
 }
 
 /// The parent remembers how far its child said to have numbered, and states what can never come.

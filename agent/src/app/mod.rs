@@ -54,6 +54,7 @@ use crate::{
         records::Records,
         worker::{Worker, WorkerParts},
     },
+    drill::{self, DrillParts},
     http::{self, Facts},
     ingest::{Ingest, IngestParts},
     lanes::{
@@ -156,6 +157,8 @@ impl Agent {
         let (from_parent_tx, from_parent) = mpsc::channel(QUEUE);
         let (to_children, to_children_rx) = mpsc::channel(QUEUE);
         let (reached_tx, reached) = mpsc::channel(QUEUE);
+        let (drills_tx, drills) = mpsc::channel(16);
+        let (cut_tx, cut) = watch::channel(None);
         let (reports, reports_rx) = mpsc::channel(QUEUE);
         let (work, work_rx) = mpsc::channel(QUEUE);
 
@@ -225,6 +228,8 @@ impl Agent {
                 handoffs: from_parent_tx,
                 to_children: has_children.then(|| to_children.clone()),
                 reached: reached_tx,
+                drills: drills_tx,
+                cut,
                 orders: to_parent_rx,
                 tails,
                 notes: notes.clone(),
@@ -256,6 +261,16 @@ impl Agent {
             tasks.spawn("downlink", Downlink::run(parts, token.clone()));
         }
 
+        let parts = DrillParts {
+            path: config.path.clone(),
+            js: js.clone(),
+            mesh: connections.mesh.clone(),
+            uplink: has_parent.then(|| uplink.clone()),
+            cut: cut_tx,
+            to_children: has_children.then(|| to_children.clone()),
+            orders: drills,
+        };
+        tasks.spawn("drill", drill::run(parts, token.clone()));
         let (report, losses) = watch::channel(None);
         if !has_parent {
             let parts = AuditParts { js: js.clone(), bucket: audit_bucket, report, metrics: metrics.clone() };

@@ -287,7 +287,7 @@ impl Child {
                 if now < *next {
                     return None;
                 }
-                *next = now + *wait;
+                *next = now + spread(*wait, *session);
                 *wait = (*wait * 2).min(ChildLimits::MAX_BACKOFF);
                 Some(ChildOutput::Greet { session: *session })
             }
@@ -319,6 +319,13 @@ impl Child {
         self.ready.clear();
         self.ready.push_back(ChildOutput::Pause);
     }
+}
+
+/// Three quarters to five quarters of a wait: a thousand children that lost the same parent must not greet
+/// it in step. Session numbers are the child's chance.
+fn spread(wait: Duration, session: u64) -> Duration {
+    let chance = session.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54;
+    wait * 3 / 4 + wait * chance as u32 / 2048
 }
 
 impl ChildLimits {

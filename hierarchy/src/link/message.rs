@@ -126,6 +126,14 @@ pub enum ParentMessage {
         /// The batch's last number. What the origin numbered before is durable there, too, or accounted for.
         last: u64,
     },
+    /// Somebody wants to see what an outage does: the link of `cut` to its parent is to be cut for a while.
+    /// Handed down from agent to agent.
+    Drill {
+        /// Whose link.
+        cut: Path,
+        /// For how long.
+        seconds: u64,
+    },
     /// The parent knows no such session: greet again.
     Reset {
         /// The session it does not know; 0 where it could not even read which one was meant.
@@ -197,6 +205,7 @@ impl ParentMessage {
             ParentMessage::Welcome { .. } => "LinkWelcome",
             ParentMessage::Ack { .. } => "LinkAck",
             ParentMessage::Reached { .. } => "LinkReached",
+            ParentMessage::Drill { .. } => "LinkDrill",
             ParentMessage::Reset { .. } => "LinkReset",
             ParentMessage::Handoff { .. } => "LinkHandoff",
         }

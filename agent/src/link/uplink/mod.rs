@@ -33,6 +33,7 @@ use super::{bindings::Bindings, contents::Contents, downlink::ToChild, header, w
 use crate::{
     accounting::LossNotes,
     clock::{self, Monotonic},
+    drill::Order,
     ingest::Reached,
     lanes::{Tails, tail::Stored},
     metrics::{LaneLabel, Metrics, Reason, Watermark},
@@ -71,6 +72,10 @@ pub struct UplinkParts {
     pub to_children: Option<mpsc::Sender<ToChild>>,
     /// Told which of this agent's own batches have reached a level above.
     pub reached: mpsc::Sender<Reached>,
+    /// Told of drills that the parent hands down.
+    pub drills: mpsc::Sender<Order>,
+    /// Until when the link is cut on purpose.
+    pub cut: watch::Receiver<Option<tokio::time::Instant>>,
     /// Messages to send.
     pub orders: mpsc::Receiver<ChildMessage>,
     /// The newest of the lanes.
@@ -181,6 +186,11 @@ impl Uplink {
                     self.send(&order, &[]).await;
                 }
                 () = clock::sleep_until(wake) => {}
+                Ok(()) = self.parts.cut.changed() => {
+                    if self.is_cut() {
+                        self.machine.on_stranger(self.clock.now());
+                    }
+                }
             }
             let now = self.clock.now();
             for (_, reader) in self.readers.iter_mut() {
@@ -329,7 +339,14 @@ impl Uplink {
         }
     }
 
+    fn is_cut(&self) -> bool {
+        self.parts.cut.borrow().is_some_and(|until| until > tokio::time::Instant::now())
+    }
+
     fn on_parent(&mut self, message: Message) {
+        if self.is_cut() {
+            return;
+        }
         let now = self.clock.now();
         if let Some(binding) = message.headers.as_ref().and_then(|headers| headers.get(header::BINDING)) {
             let learned = Binding::from_json(binding.as_str().as_bytes())
@@ -347,6 +364,10 @@ impl Uplink {
                 let _ = self.parts.handoffs.try_send(said);
             }
             Ok((said @ ParentMessage::Reached { .. }, _)) => self.on_reached(said),
+            Ok((ParentMessage::Drill { cut, seconds }, _)) => {
+                // Full means that others are to be cut first; whoever asked hears no report.
+                let _ = self.parts.drills.try_send(Order { cut, seconds });
+            }
             Ok((said, _)) => {
                 self.machine.on_message(&said, now);
                 self.note_answer(&said);
@@ -393,6 +414,9 @@ impl Uplink {
     }
 
     async fn send(&mut self, message: &ChildMessage, parcels: &[Parcel]) {
+        if self.is_cut() {
+            return;
+        }
         let subject = subject::link_up(&self.parts.path);
         let bytes = wire::seal(&self.parts.signer, &subject, message, parcels, clock::wall());
         self.parts.metrics.frames_sent.inc();

@@ -1,0 +1,91 @@
+//! `agent drill`: asks for a drill and waits for its report.
+
+use std::{path::Path as FilePath, time::Duration};
+
+use futures_util::StreamExt as _;
+use hierarchy::{
+    envelope::Parsed,
+    link::Batch,
+    subject::{DRILL, Speaker},
+};
+
+use super::{ASK, Order, Report};
+use crate::{
+    broker::{connect::connect, server},
+    status,
+};
+
+/// How much longer than the cut the report may take.
+const PATIENCE: Duration = Duration::from_secs(660);
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum DrillError {
+    /// The agent of this machine is not there.
+    #[error(transparent)]
+    Status(#[from] status::StatusError),
+    /// Its server cannot be reached.
+    #[error("the agent's nats-server cannot be reached: {0}; is the agent running, and are you its user?")]
+    Connect(String),
+    /// It refuses.
+    #[error("the drill is refused: {0}")]
+    Refused(String),
+    /// Nothing was heard of it.
+    #[error("no report has come; the cut has ended by itself, `agent status` tells how the link is")]
+    Silent,
+}
+
+/// Asks the agent with this state directory; returns once its report has come.
+pub async fn ask(state_dir: &FilePath, order: &Order) -> Result<Report, DrillError> {
+    let unreachable = |reason: String| DrillError::Connect(reason);
+    let addresses = status::addresses(state_dir)?;
+    let passwords = server::passwords(&state_dir.join("nats")).map_err(|e| unreachable(e.to_string()))?;
+    let client =
+        connect(addresses.nats.as_str(), nats_config::names::AGENT_USER, passwords.agent.expose(), "drill")
+            .await
+            .map_err(|e| unreachable(e.to_string()))?;
+    let subject = Speaker::of(&order.cut).with_tail(DRILL);
+    let mut reports = client.subscribe(subject).await.map_err(|e| unreachable(e.to_string()))?;
+    let body = serde_json::to_vec(order).map_err(|e| unreachable(e.to_string()))?;
+    let answer = client.request(ASK, body.into()).await.map_err(|e| unreachable(e.to_string()))?;
+    let answer: serde_json::Value =
+        serde_json::from_slice(&answer.payload).map_err(|e| unreachable(e.to_string()))?;
+    if let Some(reason) = answer["error"].as_str() {
+        return Err(DrillError::Refused(reason.to_owned()));
+    }
+    let report = async {
+        while let Some(message) = reports.next().await {
+            if let Some(report) = read(&message.payload).filter(|report| report.cut == order.cut) {
+                return Some(report);
+            }
+        }
+        None
+    };
+    let within = Duration::from_secs(order.seconds) + PATIENCE;
+    tokio::time::timeout(within, report).await.ok().flatten().ok_or(DrillError::Silent)
+}
+
+/// A report as its own agent publishes it, or in the batch in which it arrives above.
+fn read(bytes: &[u8]) -> Option<Report> {
+    let Ok(envelope) = Parsed::parse(bytes) else { return serde_json::from_slice(bytes).ok() };
+    let batch = Batch::read(&envelope).ok()?;
+    batch.events.iter().find_map(|event| serde_json::from_slice(&event.bytes()).ok())
+}
+
+impl Report {
+    /// The report for people.
+    pub fn to_text(&self) -> String {
+        let drained = match self.drained_after_ms {
+            Some(ms) => format!("what had waited was gone {:.1} s later", ms as f64 / 1000.0),
+            None => "what had waited is not gone yet".to_owned(),
+        };
+        format!(
+            "the link of {} to its parent was cut for {} s\n{} batches waited at its end\n\
+             the link was up again after {:.1} s; {drained}\n",
+            self.cut,
+            self.seconds,
+            self.buffered,
+            self.healed_after_ms as f64 / 1000.0,
+        )
+    }
+}

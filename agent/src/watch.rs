@@ -6,6 +6,7 @@ use async_nats::Client;
 use coordinator::{
     Aggregator, Registry,
     aggregate::Place,
+    ledger::Report,
     registry::{ChildStatus, Event, Lag},
 };
 use hierarchy::{
@@ -45,6 +46,8 @@ pub struct WatchParts {
     pub reports: mpsc::Receiver<FromChild>,
     /// The link to the parent; `None` at global.
     pub uplink: Option<watch::Receiver<UplinkState>>,
+    /// What became of all events; only global knows.
+    pub losses: watch::Receiver<Option<Report>>,
     /// Told how the children fare.
     pub children: watch::Sender<Vec<ChildStatus>>,
     /// Told how this agent fares.
@@ -124,7 +127,9 @@ impl WatchParts {
             }
         }
         let cut_off = self.uplink.as_ref().is_some_and(|uplink| !uplink.borrow().open);
-        let health = if cut_off { Health::Degraded } else { Health::Ok };
+        let unaccounted = |report: &Report| report.totals.iter().any(|(_, totals)| totals.unaccounted > 0);
+        let alarm = self.losses.borrow().as_ref().is_some_and(unaccounted);
+        let health = if cut_off || alarm { Health::Degraded } else { Health::Ok };
         self.health.send_if_modified(|known| std::mem::replace(known, health) != health);
         self.children.send_replace(self.registry.statuses(now).collect());
         if self.path.level() != Level::Node

@@ -1,6 +1,7 @@
 //! A mesh of real processes in a temporary directory.
 
 use std::{
+    net::TcpListener,
     ops::{Deref, DerefMut},
     path::{Path as FilePath, PathBuf},
     time::Duration,
@@ -20,10 +21,13 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use crate::{guardian::Guardian, processes, program, scrape, turn::Turn};
+use crate::{eventually, guardian::Guardian, processes, program, scrape, turn::Turn};
 
 /// How long an agent may take to come up again and link to its parent.
 pub const LINKED_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long a killed server may hold its ports.
+const PORTS_FREE_WITHIN: Duration = Duration::from_secs(10);
 
 /// A mesh that runs. Dropped, all its processes are killed; after a failed test its logs are shown.
 pub struct Mesh {
@@ -132,6 +136,15 @@ impl Mesh {
     pub fn kill_server(&self, at: &str) -> bool {
         let pid = self.fleet.server_pid(&path(at));
         pid.inspect(|pid| processes::signal(*pid, Signal::SIGKILL)).is_some()
+    }
+
+    /// Kills the agent and its nats-server with SIGKILL, as a power cut does, and waits until the system has
+    /// taken back the server's ports: a process that is dying holds them for a moment.
+    pub async fn kill_both(&mut self, at: &str) {
+        let address = self.fleet.addresses(&path(at)).expect("the agent has run").nats;
+        self.fleet.kill_agent(&path(at)).await;
+        self.kill_server(at);
+        eventually!(PORTS_FREE_WITHIN, TcpListener::bind(&address));
     }
 
     /// What the agent counts.

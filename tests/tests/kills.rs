@@ -35,11 +35,10 @@ async fn kill_again_and_again(mesh: &mut Mesh, at: &str, victim: Victim) -> u32 
         if Instant::now() >= until && kills >= ENOUGH {
             return kills;
         }
-        if victim != Victim::Server {
-            mesh.kill_agent(&path(at)).await;
-        }
-        if victim != Victim::Agent {
-            mesh.kill_server(at);
+        match victim {
+            Victim::Agent => mesh.kill_agent(&path(at)).await,
+            Victim::Server => drop(mesh.kill_server(at)),
+            Victim::Both => mesh.kill_both(at).await,
         }
         kills += 1;
         if victim != Victim::Server {

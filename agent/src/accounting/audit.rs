@@ -35,6 +35,8 @@ const GRACE: Duration = Duration::from_secs(15);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often the ledger is kept.
 const KEEP_EVERY: u64 = 5;
+/// How long a restart may take to read what came since the checkpoint before figures are shown all the same.
+const CATCH_UP_WITHIN: Duration = Duration::from_secs(10);
 /// Rows of a report.
 const ROWS: usize = 500;
 /// How long a broken reader waits before it is made anew.
@@ -108,6 +110,7 @@ impl Audit {
         };
         let consumer = stream.create_consumer(config).await.map_err(|e| e.to_string())?;
         let mut messages = consumer.messages().await.map_err(|e| e.to_string())?;
+        let (mut behind, opened) = (true, tokio::time::Instant::now());
         let mut timer = tokio::time::interval(LOOK_EVERY);
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -117,7 +120,14 @@ impl Audit {
                     let message = message.ok_or("the reader ended")?.map_err(|e| e.to_string())?;
                     self.count(&stream, &message).await?;
                 }
-                _ = timer.tick() => self.look().await,
+                _ = timer.tick() => {
+                    // After a restart the figures would jump back to the checkpoint. (The last places may be
+                    // gone, so that nothing tells that they were reached.)
+                    behind &= self.kept.place < last && opened.elapsed() < CATCH_UP_WITHIN;
+                    if !behind {
+                        self.look().await;
+                    }
+                }
             }
         }
     }

@@ -203,6 +203,7 @@ impl Agent {
                 path: config.path.clone(),
                 js: js.clone(),
                 bounds: lane_bounds(&config),
+                released: released.clone(),
                 fill: fill.clone(),
                 guards: vec![packed.clone(), checkpointed.clone()],
                 notes: notes.clone(),
@@ -328,6 +329,7 @@ impl Agent {
             registry: make_registry(&config)?,
             reports: reports_rx,
             uplink: uplink.clone(),
+            losses: losses.clone(),
             children: children_tx,
             health: health_tx,
         };

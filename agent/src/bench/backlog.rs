@@ -73,7 +73,8 @@ async fn measure(args: &BenchArgs, dir: &FilePath) -> Result<serde_json::Value, 
             let message = tokio::time::timeout(PATIENCE, arriving.next()).await;
             let Ok(Some(Ok(message))) = message else { return Err(format!("{seen} of {count} arrived")) };
             let now = clock.elapsed();
-            let envelope = Parsed::parse(&message.payload).map_err(|e| e.to_string())?;
+            // Global's own events are single, not in batches.
+            let Ok(envelope) = Parsed::parse(&message.payload) else { continue };
             let Some(head) = envelope.batch() else { continue };
             if !envelope.subject().starts_with("lucent.hierarchy.node.n1.") {
                 continue;
@@ -158,9 +159,11 @@ async fn bulk(js: &jetstream::Context, subject: &str, count: u64) -> Result<(), 
 }
 
 async fn reader(js: &jetstream::Context) -> Result<jetstream::consumer::pull::Ordered, String> {
-    let stream = js.get_stream_no_info(HIERARCHY).await.map_err(|e| e.to_string())?;
+    let stream = js.get_stream(HIERARCHY).await.map_err(|e| e.to_string())?;
+    // Not "new": a reader that is made again would begin with what is new then.
+    let last = stream.cached_info().state.last_sequence;
     let config = jetstream::consumer::pull::OrderedConfig {
-        deliver_policy: jetstream::consumer::DeliverPolicy::New,
+        deliver_policy: jetstream::consumer::DeliverPolicy::ByStartSequence { start_sequence: last + 1 },
         ..Default::default()
     };
     let consumer = stream.create_consumer(config).await.map_err(|e| e.to_string())?;

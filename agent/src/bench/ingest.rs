@@ -47,7 +47,7 @@ async fn measure(args: &BenchArgs, dir: &FilePath) -> Result<serde_json::Value, 
         ["global", "s1", "s1/c1", "s1/c1/n1"].iter().filter_map(|p| p.parse().ok()).collect();
     let node = paths[3].clone();
     let plan = Plan::lay_out(&dir.join("mesh"), &paths, |_, config| {
-        config.push_str("\n[nats]\nsync = \"always\"\n")
+        *config = config.replacen("[nats]\n", "[nats]\nsync = \"always\"\n", 1);
     })
     .map_err(|e| e.to_string())?;
     eprintln!("starting four agents, every write synced at every level");

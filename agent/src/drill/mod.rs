@@ -131,10 +131,8 @@ impl DrillParts {
         let child =
             self.path.child_towards(cut).ok_or_else(|| format!("{cut} is not below {}", self.path))?;
         let message = ParentMessage::Drill { cut: cut.clone(), seconds: *seconds };
-        let sent =
-            self.to_children.as_ref().map(|to_children| to_children.try_send(ToChild { child, message }));
-        match sent {
-            Some(Ok(())) => Ok(None),
+        match &self.to_children {
+            Some(to_children) if to_children.try_send(ToChild { child, message }).is_ok() => Ok(None),
             _ => Err("the agent is busy; ask again".into()),
         }
     }

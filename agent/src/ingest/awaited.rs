@@ -9,7 +9,7 @@ use super::door::Waiter;
 /// Most publishers that wait at once.
 const MOST: usize = 16 * 1024;
 
-/// A batch of this agent is durable at a level above, and everything before it.
+/// A batch of this agent is durable at a level above.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reached {
     /// Where.
@@ -18,6 +18,8 @@ pub struct Reached {
     pub lane: Lane,
     /// The incarnation of the numbers.
     pub incarnation: u64,
+    /// The batch's first number.
+    pub first: u64,
     /// The batch's last number.
     pub last: u64,
 }
@@ -49,7 +51,7 @@ impl Awaited {
     /// Who has what it waited for, with their events' numbers. What is durable at a level is so below, too.
     pub(super) fn reached(&mut self, reached: Reached) -> Vec<(Waiter, Level, u64)> {
         let lane = reached.lane;
-        let done = |level: Level| (level, lane, 0)..=(level, lane, reached.last);
+        let done = |level: Level| (level, lane, reached.first)..=(level, lane, reached.last);
         let levels = Level::ALL.into_iter().filter(|level| *level <= reached.level);
         let keys: Vec<_> =
             levels.flat_map(|level| self.waiting.range(done(level)).map(|(key, _)| *key)).collect();

@@ -21,7 +21,7 @@ use crate::{
     accounting::LossNotes,
     clock,
     link::contents::Contents,
-    metrics::{LaneLabel, Metrics, Reason},
+    metrics::{LaneLabel, Metrics, Reason, Watermark},
 };
 
 /// How often the lanes are looked at.
@@ -50,6 +50,8 @@ pub struct KeeperParts {
     pub js: jetstream::Context,
     /// What each lane may hold.
     pub bounds: ByLane<Bound>,
+    /// What the parent has: it leaves without further ado.
+    pub released: Arc<ByLane<Watermark>>,
     /// Told which lanes are full.
     pub fill: Arc<Fill>,
     /// What must stay, whatever happens.
@@ -107,9 +109,11 @@ impl KeeperParts {
         let allowed = self.guards.iter().map(|guard| guard.get(lane)).min().unwrap_or(u64::MAX);
         let dropped = self.choose(lane, &stream, excess, allowed).await?;
         let Some(last) = dropped.last else { return Ok(()) };
-        tracing::warn!(%lane, batches = dropped.batches, events = dropped.events, reason = %dropped.reason,
-            "the lane's oldest give way; a loss receipt says which");
-        self.notes.told().await;
+        if dropped.events > 0 {
+            tracing::warn!(%lane, batches = dropped.batches, events = dropped.events, reason = %dropped.reason,
+                "the lane's oldest give way; a loss receipt says which");
+            self.notes.told().await;
+        }
         stream.purge().sequence(last + 1).await.map_err(|e| e.to_string())?;
         Ok(())
     }
@@ -144,15 +148,16 @@ impl KeeperParts {
             }
             let size = headers.get("Nats-Msg-Size").and_then(|size| size.as_str().parse::<u64>().ok());
             excess = excess.saturating_sub(size.unwrap_or(0));
-            if let Some(contents) = Contents::read(&headers) {
+            let arrived = place <= self.released[lane].get();
+            if !arrived && let Some(contents) = Contents::read(&headers) {
                 let loss: Loss = contents.lost(&self.path, lane, reason);
-                let label = Reason { reason: reason.as_str().into() };
-                self.metrics.losses.get_or_create(&label).inc_by(contents.count);
-                dropped.events += contents.count;
                 // Full means that the rest waits for the next look.
                 if self.notes.note(loss).is_err() {
                     break;
                 }
+                let label = Reason { reason: reason.as_str().into() };
+                self.metrics.losses.get_or_create(&label).inc_by(contents.count);
+                dropped.events += contents.count;
             }
             dropped.batches += 1;
             dropped.last = Some(place);

@@ -123,7 +123,10 @@ pub enum ParentMessage {
         lane: Lane,
         /// The origin's incarnation.
         incarnation: u64,
-        /// The batch's last number. What the origin numbered before is durable there, too, or accounted for.
+        /// The batch's first number. Of what the origin numbered before nothing is said: it may have been
+        /// dropped on the way.
+        first: u64,
+        /// The batch's last number.
         last: u64,
     },
     /// Somebody wants to see what an outage does: the link of `cut` to its parent is to be cut for a while.

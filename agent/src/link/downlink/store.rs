@@ -41,8 +41,8 @@ pub(super) struct Sent {
 impl Sent {
     fn reached(&self, level: Level) -> ParentMessage {
         let (origin, lane) = (self.origin.clone(), self.lane);
-        let Span { incarnation, last, .. } = self.span;
-        ParentMessage::Reached { level, origin, lane, incarnation, last }
+        let Span { incarnation, first, last } = self.span;
+        ParentMessage::Reached { level, origin, lane, incarnation, first, last }
     }
 
     fn stored(self, place: u64) -> Stored {

@@ -382,9 +382,11 @@ impl Uplink {
 
     /// Words that find a queue full are lost; who waits for them is told that it is not known.
     fn on_reached(&self, said: ParentMessage) {
-        let ParentMessage::Reached { level, ref origin, lane, incarnation, last } = said else { return };
+        let ParentMessage::Reached { level, ref origin, lane, incarnation, first, last } = said else {
+            return;
+        };
         if *origin == self.parts.path {
-            let _ = self.parts.reached.try_send(Reached { level, lane, incarnation, last });
+            let _ = self.parts.reached.try_send(Reached { level, lane, incarnation, first, last });
         } else if let Some(child) = self.parts.path.child_towards(origin)
             && let Some(to_children) = &self.parts.to_children
         {

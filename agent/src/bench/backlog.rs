@@ -41,7 +41,9 @@ async fn measure(args: &BenchArgs, dir: &FilePath) -> Result<serde_json::Value, 
     let paths: Vec<Path> =
         ["global", "s1", "s1/c1", "s1/c1/n1"].iter().filter_map(|p| p.parse().ok()).collect();
     let (cluster, node) = (paths[2].clone(), paths[3].clone());
-    let plan = Plan::lay_out(&dir.join("mesh"), &paths, |_, _| {}).map_err(|e| e.to_string())?;
+    let plan =
+        Plan::lay_out(&dir.join("mesh"), &paths, |_, config| *config = config.replacen("2GiB", "16GiB", 1))
+            .map_err(|e| e.to_string())?;
     eprintln!("starting four agents");
     let mut fleet = Fleet::start_with(program, plan, |_| {}).await.map_err(|e| e.to_string())?;
     let global = jetstream::new(fleet.connect_as_agent(&Path::global()).await.map_err(|e| e.to_string())?);

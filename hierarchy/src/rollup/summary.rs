@@ -57,9 +57,9 @@ impl Summary {
         self.sum
     }
 
-    /// The arithmetic mean.
+    /// The arithmetic mean; never beyond the extremes, whatever rounding makes of equal values.
     pub fn mean(&self) -> f64 {
-        self.sum.as_f64() / self.count as f64
+        (self.sum.as_f64() / self.count as f64).max(self.min()).min(self.max())
     }
 
     /// The value that a part `q` (0 to 1) of all values do not exceed: the median at 0.5. It is within

@@ -545,7 +545,7 @@ def read_batch(envelope):
     if not all(may_speak(envelope.identity, s) for s in [envelope.subject, *head["subjects"]]):
         raise Refused("wrong-subject")
     first, last = head["first"], head["last"]
-    if not 1 <= first <= last < U64 or head["count"] > last - first + 1:
+    if not 1 <= first <= last < 2**53 or head["count"] > last - first + 1:
         raise Refused("bad-payload")
     try:
         events = read_events(envelope.text, envelope.payload[0], head)

@@ -6,7 +6,7 @@ use async_nats::jetstream::{
     self,
     consumer::{DeliverPolicy, pull},
     kv,
-    stream::Stream,
+    stream::{RawMessageErrorKind, Stream},
 };
 use coordinator::{Ledger, ledger::Report};
 use futures_util::StreamExt as _;
@@ -139,10 +139,12 @@ impl Audit {
                 tracing::debug!(%refused, "not in the ledger");
             }
             if message.subject.ends_with(subject::LOSS) {
-                let stored = stream.get_raw_message(place).await;
-                // An orphan may have been removed meanwhile; it comes again.
-                if let Ok(stored) = stored {
-                    self.hear(&origin, &stored.payload);
+                match stream.get_raw_message(place).await {
+                    Ok(stored) => self.hear(&origin, &stored.payload),
+                    // An orphan was removed meanwhile; it comes again.
+                    Err(error) if matches!(error.kind(), RawMessageErrorKind::NoMessageFound) => {}
+                    // The place is read again, or what the receipt states would count as missing.
+                    Err(error) => return Err(error.to_string()),
                 }
             }
         }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::cursor::numbers;
-use crate::{ByLane, Lane, Path, envelope::BatchHead};
+use crate::{ByLane, Lane, Path, envelope::BatchHead, loss};
 
 /// Numbers of one origin's events in one lane, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -26,12 +26,11 @@ pub struct Span {
 }
 
 impl Span {
-    /// The numbers that a batch answers for; `None` where its head makes no sense.
+    /// The numbers that a batch answers for; `None` where its head makes no sense, or no loss receipt could
+    /// state them.
     pub fn of(head: &BatchHead) -> Option<Span> {
         let span = Span { incarnation: head.incarnation, first: head.first, last: head.last };
-        let sound =
-            span.first > 0 && !span.is_empty() && head.last < u64::MAX && u64::from(head.count) <= span.len();
-        sound.then_some(span)
+        loss::is_sound(span, head.count.into()).then_some(span)
     }
 
     /// How many numbers it holds.
@@ -176,11 +175,6 @@ impl Origins {
             lanes[lane].clear();
         }
     }
-
-    /// The newest incarnation of an origin's lane and the last number of it that is durable.
-    pub fn newest(&self, origin: &Path, lane: Lane) -> Option<(u64, u64)> {
-        self.known.get(origin).and_then(|lanes| lanes[lane].last()).map(|run| (run.incarnation, run.durable))
-    }
 }
 
 fn after(run: Run, span: Span) -> Standing {
@@ -236,7 +230,6 @@ mod tests {
         }
         assert_eq!(origins.standing(&origin, N, span(1, 5, 10)), Standing::Known);
         origins.settled(&origin, N, span(99, 1, 1));
-        assert_eq!(origins.newest(&origin, N), Some((99, 1)));
         assert_eq!(origins.before(&origin, N, 99), Some((MAX_RUNS as u64, 10)));
         assert_eq!(origins.before(&origin, N, 2), None, "the one before was forgotten");
     }

@@ -8,6 +8,7 @@ use hierarchy::{
     Refusal::{BadPayload, WrongSubject},
     envelope::Parsed,
     link::{Batch, Event, Pack, PackLimits, Packer, Span, Tick, batch::check_speaker},
+    loss::MAX_NUMBER,
     subject::Speaker,
 };
 
@@ -151,9 +152,9 @@ pub(crate) fn all(world: &World) -> Vec<Vector> {
             .edit(r#""seq":1,"#, &format!(r#""seq":{first},"#))
             .edit(r#""seq":2,"#, &format!(r#""seq":{last},"#))
     };
-    let events = [(u64::MAX - 2, near[0].1.clone()), (u64::MAX - 1, near[1].1.clone())];
-    add("the last numbers there are", &far(u64::MAX - 2, u64::MAX - 1), Ok(()), Some(&events));
-    add("a number beyond the last", &far(u64::MAX - 1, u64::MAX), Err(BadPayload), None);
+    let events = [(MAX_NUMBER - 1, near[0].1.clone()), (MAX_NUMBER, near[1].1.clone())];
+    add("the last numbers there are", &far(MAX_NUMBER - 1, MAX_NUMBER), Ok(()), Some(&events));
+    add("a number beyond the last", &far(MAX_NUMBER, MAX_NUMBER + 1), Err(BadPayload), None);
     add("a number before the first", &far(0, 1), Err(BadPayload), None);
 
     let base = written(world, &base);

@@ -59,6 +59,7 @@ use crate::{
     ingest::{Ingest, IngestParts},
     lanes::{
         Fill, Guards, LaneRules, Tails,
+        gate::Gate,
         keeper::{self, KeeperParts},
         tail::Tail,
     },
@@ -180,7 +181,7 @@ impl Agent {
                 js: js.clone(),
                 bucket: link.clone(),
                 mesh: connections.mesh.clone(),
-                policy: make_policy(&config)?,
+                gate: Gate::new(make_policy(&config)?, metrics.clone()),
                 rules: LaneRules::new(
                     config.priorities.iter().map(|rule| (rule.subject.clone(), rule.lane)).collect(),
                 ),
@@ -218,7 +219,7 @@ impl Agent {
                 js: js.clone(),
                 bucket: link.clone(),
                 up,
-                policy: make_policy(&config)?,
+                gate: Gate::new(make_policy(&config)?, metrics.clone()),
                 limits: ChildLimits {
                     frames: config.link.in_flight,
                     retry: config.link.retry,

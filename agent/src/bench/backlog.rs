@@ -10,7 +10,7 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use hierarchy::{Lane, Path, envelope::Parsed, link::Batch, subject::Speaker};
 use serde_json::json;
 
-use super::{percentile, process, rounded, scratch, show};
+use super::{percentile, process, rounded, show};
 use crate::{
     cli::BenchArgs,
     dev::{fleet::Fleet, plan::Plan},
@@ -27,19 +27,13 @@ const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Runs the benchmark; the process's exit code.
 pub fn run(args: &BenchArgs) -> ExitCode {
-    super::print(args.json, to_text, async || {
-        let dir = scratch();
-        let measured = measure(args, &dir).await;
-        let _ = std::fs::remove_dir_all(&dir);
-        measured
-    })
+    super::print(args.json, to_text, async |dir| measure(args, dir).await)
 }
 
 async fn measure(args: &BenchArgs, dir: &FilePath) -> Result<serde_json::Value, String> {
     let megabytes: u64 = if args.quick { 200 } else { 1000 };
     let program = super::program(args)?;
-    let paths: Vec<Path> =
-        ["global", "s1", "s1/c1", "s1/c1/n1"].iter().filter_map(|p| p.parse().ok()).collect();
+    let paths = super::chain();
     let (cluster, node) = (paths[2].clone(), paths[3].clone());
     let plan =
         Plan::lay_out(&dir.join("mesh"), &paths, |_, config| *config = config.replacen("2GiB", "16GiB", 1))

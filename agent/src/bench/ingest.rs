@@ -14,10 +14,9 @@ use std::{
 
 use async_nats::{Client, jetstream};
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use hierarchy::Path;
 use serde_json::json;
 
-use super::{percentile, rounded, scratch, show};
+use super::{percentile, rounded, show};
 use crate::{
     cli::BenchArgs,
     dev::{fleet::Fleet, plan::Plan},
@@ -32,19 +31,13 @@ const PAYLOAD: usize = 256;
 
 /// Runs the benchmark; the process's exit code.
 pub fn run(args: &BenchArgs) -> ExitCode {
-    super::print(args.json, to_text, async || {
-        let dir = scratch();
-        let measured = measure(args, &dir).await;
-        let _ = std::fs::remove_dir_all(&dir);
-        measured
-    })
+    super::print(args.json, to_text, async |dir| measure(args, dir).await)
 }
 
 async fn measure(args: &BenchArgs, dir: &FilePath) -> Result<serde_json::Value, String> {
     let time = Duration::from_secs(if args.quick { 5 } else { 20 });
     let program = super::program(args)?;
-    let paths: Vec<Path> =
-        ["global", "s1", "s1/c1", "s1/c1/n1"].iter().filter_map(|p| p.parse().ok()).collect();
+    let paths = super::chain();
     let node = paths[3].clone();
     let plan = Plan::lay_out(&dir.join("mesh"), &paths, |_, config| {
         *config = config.replacen("[nats]\n", "[nats]\nsync = \"always\"\n", 1);

@@ -41,12 +41,7 @@ struct Extent {
 
 /// Runs the benchmark; the process's exit code.
 pub fn run(args: &BenchArgs) -> ExitCode {
-    super::print(args.json, to_text, async || {
-        let dir = super::scratch();
-        let measured = measure(args, &dir).await;
-        let _ = std::fs::remove_dir_all(&dir);
-        measured.map(|figures| figures.to_json())
-    })
+    super::print(args.json, to_text, async |dir| measure(args, dir).await.map(|figures| figures.to_json()))
 }
 
 /// What was measured.
@@ -84,8 +79,7 @@ async fn measure(args: &BenchArgs, dir: &FilePath) -> Result<Figures, String> {
     };
     let program = super::program(args)?;
     let binary = std::fs::metadata(&program).map_err(|e| format!("{}: {e}", program.display()))?.len();
-    let paths: Vec<Path> =
-        ["global", "s1", "s1/c1", "s1/c1/n1"].iter().filter_map(|path| path.parse().ok()).collect();
+    let paths = super::chain();
     let node = paths[3].clone();
     let plan = Plan::lay_out(&dir.join("mesh"), &paths, |_, _| {}).map_err(|e| e.to_string())?;
     eprintln!("starting four agents");

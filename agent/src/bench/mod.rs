@@ -7,21 +7,25 @@ pub mod ingest;
 pub mod link;
 mod process;
 
-use std::path::PathBuf;
+use std::path::{Path as FilePath, PathBuf};
+
+use hierarchy::Path;
 
 use crate::{cli::BenchArgs, exit::ExitCode};
 
-/// Runs a benchmark and prints its figures: one JSON object, or a text made of it.
+/// Runs a benchmark in a directory of its own and prints its figures: one JSON object, or a text made of it.
 fn print(
     json: bool,
     to_text: fn(&serde_json::Value) -> String,
-    measure: impl AsyncFnOnce() -> Result<serde_json::Value, String>,
+    measure: impl AsyncFnOnce(&FilePath) -> Result<serde_json::Value, String>,
 ) -> ExitCode {
+    let dir = std::env::temp_dir().join(format!("lucent-bench-{}", uuid::Uuid::new_v4().simple()));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let measured = match runtime {
-        Ok(runtime) => runtime.block_on(measure()),
+        Ok(runtime) => runtime.block_on(measure(&dir)),
         Err(error) => Err(error.to_string()),
     };
+    let _ = std::fs::remove_dir_all(&dir);
     match measured {
         Ok(figures) if json => println!("{figures}"),
         Ok(figures) => print!("{}", to_text(&figures)),
@@ -33,9 +37,9 @@ fn print(
     ExitCode::Ok
 }
 
-/// A directory for one run, under a name that nobody else uses.
-fn scratch() -> PathBuf {
-    std::env::temp_dir().join(format!("lucent-bench-{}", uuid::Uuid::new_v4().simple()))
+/// The paths of one chain from global to a node, the highest first.
+fn chain() -> [Path; 4] {
+    ["global", "s1", "s1/c1", "s1/c1/n1"].map(|path| path.parse().expect("a path"))
 }
 
 /// The agent to measure.

@@ -22,7 +22,6 @@ use async_nats::{
 };
 use awaited::Awaited;
 pub use awaited::Reached;
-use coordinator::policy::{Decision, DropReason, Policy};
 use futures_util::{FutureExt as _, StreamExt as _};
 use hierarchy::{
     ByLane, Lane, Path, Refusal,
@@ -41,7 +40,7 @@ use crate::{
     clock::Monotonic,
     dead_letters::{DeadLetter, DeadLetters},
     ingest::{door::Asked, inbox::Inbox},
-    lanes::{Fill, Guards, LaneRules, Tails},
+    lanes::{Fill, Guards, LaneRules, Tails, gate::Gate},
     metrics::{Metrics, Reason},
 };
 
@@ -63,7 +62,7 @@ pub struct IngestParts {
     /// The connection in account MESH.
     pub mesh: Client,
     /// What goes up.
-    pub policy: Policy,
+    pub gate: Gate,
     /// Which lane it goes in.
     pub rules: LaneRules,
     /// When a batch is full.
@@ -270,7 +269,7 @@ impl Ingest {
 
     fn pack(&mut self, lane: Lane, event: &Event, intake: Intake) {
         let now = self.clock.now();
-        if self.goes_up(&event.subject) {
+        if self.parts.gate.lets_up(&event.subject) {
             return self.lanes[lane].push(event, intake, now);
         }
         let number = self.lanes[lane].skip();
@@ -293,21 +292,6 @@ impl Ingest {
             subject: event.subject,
             bytes: event.data,
         });
-    }
-
-    fn goes_up(&mut self, subject: &str) -> bool {
-        // What tasks wait for and what accounts for losses is not a matter of policy.
-        if let Some(subject::TASK_RESULT | subject::LOSS) = self.speaker.tail_of(subject) {
-            return true;
-        }
-        let action = match self.parts.policy.decide(subject) {
-            Decision::Forward => return true,
-            Decision::Aggregate => "aggregated",
-            Decision::Drop(DropReason::Dropped) => "dropped",
-            Decision::Drop(DropReason::SampledOut) => "sampled-out",
-        };
-        self.parts.metrics.policy_kept.get_or_create(&Reason { reason: action.into() }).inc();
-        false
     }
 
     async fn on_written(&mut self, lane: Lane, written: Written) {

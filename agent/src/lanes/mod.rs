@@ -1,5 +1,6 @@
 //! The lanes of this level: which event goes in which, and what may leave their streams.
 
+pub mod gate;
 pub mod keeper;
 mod rules;
 pub mod tail;

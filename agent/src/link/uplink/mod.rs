@@ -9,7 +9,6 @@ use async_nats::{
     Client, HeaderMap, Message, Subscriber,
     jetstream::{self, kv},
 };
-use coordinator::policy::{Decision, DropReason, Policy};
 use futures_util::StreamExt as _;
 use hierarchy::{
     ByLane, Digest, Identity, Lane, Path, Refusal,
@@ -35,7 +34,7 @@ use crate::{
     clock::{self, Monotonic},
     drill::Order,
     ingest::Reached,
-    lanes::{Tails, tail::Stored},
+    lanes::{Tails, gate::Gate, tail::Stored},
     metrics::{LaneLabel, Metrics, Reason, Watermark},
 };
 
@@ -59,7 +58,7 @@ pub struct UplinkParts {
     /// The connection in account UP.
     pub up: Client,
     /// What of the levels below goes up.
-    pub policy: Policy,
+    pub gate: Gate,
     /// How much is under way.
     pub limits: ChildLimits,
     /// Told the places up to which the lanes may be trimmed.
@@ -285,7 +284,7 @@ impl Uplink {
 
     fn on_stored(&mut self, lane: Lane, stored: Stored) {
         let Stored { place, below, mut parcel, contents } = stored;
-        if below.is_some_and(|subject| !self.goes_up(&subject)) {
+        if below.is_some_and(|subject| !self.parts.gate.lets_up(&subject)) {
             return self.lose(lane, place, &contents, LossReason::Policy);
         }
         self.under_way[lane].push_back((place, contents));
@@ -311,22 +310,6 @@ impl Uplink {
         {
             tracing::warn!(%error, "dropped events are not accounted for");
         }
-    }
-
-    fn goes_up(&mut self, subject: &str) -> bool {
-        // What tasks wait for and what accounts for losses is not a matter of policy.
-        let tail = subject.splitn(5, '.').nth(4).unwrap_or_default();
-        if matches!(tail, subject::TASK_RESULT | subject::LOSS) {
-            return true;
-        }
-        let action = match self.parts.policy.decide(subject) {
-            Decision::Forward => return true,
-            Decision::Aggregate => "aggregated",
-            Decision::Drop(DropReason::Dropped) => "dropped",
-            Decision::Drop(DropReason::SampledOut) => "sampled-out",
-        };
-        self.parts.metrics.policy_kept.get_or_create(&Reason { reason: action.into() }).inc();
-        false
     }
 
     /// What a policy keeps back is done with once everything before it has arrived.

@@ -247,7 +247,7 @@ impl LaneWriter {
     /// Begins to write the oldest batch, unless one is being written. One at a time: only so a write
     /// whose outcome is unknown can be repeated without another one coming in between. A batch that is
     /// thereby stored twice is recognised by the parent.
-    pub(super) async fn start_writing(&mut self, guards: &Guards) {
+    pub(super) fn start_writing(&mut self, guards: &Guards) {
         if self.writing.is_some() {
             return;
         }
@@ -270,19 +270,15 @@ impl LaneWriter {
             0 => Duration::ZERO,
             n => (RETRY * 2u32.pow(n.min(10))).min(MAX_RETRY),
         };
-        if wait.is_zero() {
-            // Sent here and now, so that batches leave in the order in which they were made.
-            let sent = js.send_publish(subject, publish).await;
-            self.writing = Some(async move { receipt(sent).await }.boxed());
-        } else {
-            self.writing = Some(
-                async move {
-                    tokio::time::sleep(wait).await;
-                    receipt(js.send_publish(subject, publish).await).await
-                }
-                .boxed(),
-            );
-        }
+        let write = async move {
+            // A timer takes up to a millisecond even for no time at all.
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
+            let sent = js.send_publish(subject, publish).await.map_err(|error| error.to_string())?;
+            sent.await.map(|receipt| receipt.sequence).map_err(|error| error.to_string())
+        };
+        self.writing = Some(write.boxed());
     }
 
     /// Waits for the write under way; for ever where there is none. Cancel-safe.
@@ -352,14 +348,5 @@ impl LaneWriter {
             (None, Some(_)) => self.newest,
             (None, None) => u64::MAX,
         }
-    }
-}
-
-async fn receipt(
-    sent: Result<jetstream::context::PublishAckFuture, jetstream::context::PublishError>,
-) -> Written {
-    match sent {
-        Ok(ack) => ack.await.map(|ack| ack.sequence).map_err(|error| error.to_string()),
-        Err(error) => Err(error.to_string()),
     }
 }

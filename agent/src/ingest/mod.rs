@@ -181,7 +181,7 @@ impl Ingest {
             let now = self.clock.now();
             for (_, lane) in self.lanes.iter_mut() {
                 lane.close_due(now);
-                lane.start_writing(&self.parts.guards).await;
+                lane.start_writing(&self.parts.guards);
             }
         }
     }
@@ -367,7 +367,7 @@ impl Ingest {
         for lane in Lane::ALL {
             self.lanes[lane].close();
             while !self.lanes[lane].is_idle() {
-                self.lanes[lane].start_writing(&self.parts.guards).await;
+                self.lanes[lane].start_writing(&self.parts.guards);
                 let Ok(written) = tokio::time::timeout_at(deadline, self.lanes[lane].written()).await else {
                     return;
                 };

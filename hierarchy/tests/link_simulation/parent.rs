@@ -38,6 +38,8 @@ pub(crate) struct ParentSide {
     log: Vec<Stored>,
     checkpoint: Checkpoint,
     writing: VecDeque<(Stored, bool)>,
+    /// Lanes that take nothing just now.
+    full: ByLane<bool>,
     /// Refused by name.
     pub(crate) buried: BTreeSet<Event>,
     /// Missing for ever, as the machine says.
@@ -64,6 +66,7 @@ impl ParentSide {
             log: Vec::new(),
             checkpoint: Checkpoint::default(),
             writing: VecDeque::new(),
+            full: ByLane::default(),
             buried: BTreeSet::new(),
             gaps: BTreeSet::new(),
         }
@@ -131,6 +134,7 @@ impl ParentSide {
         for output in self.machine.on_frame(session, lane, parcels, &verdicts, &mut self.origins) {
             match output {
                 ParentOutput::Store { index, record } => {
+                    assert!(!self.full[lane], "lane {lane} is full and took a batch");
                     let stored = Stored { lane, record, span: spans[index], digest: parcels[index].digest };
                     self.writing.push_back((stored, random.chance(2)));
                 }
@@ -160,10 +164,11 @@ impl ParentSide {
         // Now and then a lane is full for a while.
         let lane = Lane::ALL[random.below(3) as usize];
         match random.below(100) {
-            0 => self.machine.set_credit(lane, 0),
-            1..=20 => self.machine.set_credit(lane, CREDIT[lane]),
+            0 => self.full[lane] = true,
+            1..=20 => self.full[lane] = false,
             _ => {}
         }
+        self.machine.set_credit(lane, if self.full[lane] { 0 } else { CREDIT[lane] });
         if random.chance(5) && !self.machine.is_broken() {
             self.checkpoint = Checkpoint {
                 log: self.log.len(),
@@ -202,6 +207,7 @@ impl ParentSide {
         }
         let cursors = self.recover();
         self.machine = Parent::new(&cursors, &CREDIT);
+        self.full = ByLane::default();
     }
 
     /// The store, with its checkpoint, loses the newest that it held. Returns what is gone.

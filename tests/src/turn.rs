@@ -1,10 +1,10 @@
-//! At most as many meshes at once as there are cores, over all test binaries and threads.
+//! At most as many meshes at once as there are cores, over all test binaries, threads and clones of this user.
 
 use std::{fs::File, path::PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::{eventually::LOOK_EVERY, ports::Ports, program};
+use crate::{eventually::LOOK_EVERY, ports::Ports};
 
 /// The right to run a mesh, until it is dropped.
 #[derive(Debug)]
@@ -18,8 +18,8 @@ impl Turn {
     /// Waits for one of the places. A lock on a file is freed by the system however its holder ends.
     pub(crate) async fn take() -> Turn {
         let places = std::thread::available_parallelism().map_or(1, usize::from);
-        let dir = program::target_dir().join("test-turns");
-        std::fs::create_dir_all(&dir).expect("the target directory can be written");
+        let dir = std::env::temp_dir().join(format!("lucent-test-turns-{}", nix::unistd::getuid()));
+        std::fs::create_dir_all(&dir).expect("the directory for temporary files can be written");
         loop {
             for place in 0..places {
                 if let Some(lock) = try_lock(dir.join(place.to_string())) {
@@ -37,6 +37,6 @@ impl Turn {
 }
 
 fn try_lock(path: PathBuf) -> Option<Flock<File>> {
-    let file = File::create(path).expect("the target directory can be written");
+    let file = File::create(path).expect("the directory for temporary files can be written");
     Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()
 }

@@ -31,6 +31,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Cut a link on purpose for a while, and report what waited and how it healed
     Drill(DrillArgs),
+    /// Give an order to an agent below or to a whole subtree: a command, or the state of a service
+    Send(SendArgs),
     /// Measure this machine
     #[cfg(feature = "dev")]
     #[command(subcommand)]
@@ -125,6 +127,40 @@ pub struct StatusArgs {
     /// How the agent is found.
     #[command(flatten)]
     pub target: StatusTarget,
+}
+
+/// `agent send`
+#[derive(Debug, Args)]
+pub struct SendArgs {
+    /// For whom: the agent of this machine, or one below it
+    #[arg(long, value_name = "PATH")]
+    pub to: hierarchy::Path,
+    /// For all agents below that one, too
+    #[arg(long)]
+    pub all: bool,
+    /// For how long the order is good; it is never said later
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = crate::config::parse_duration)]
+    pub expires: std::time::Duration,
+    /// The lane that it goes down in
+    #[arg(long, value_name = "critical|normal|bulk", default_value = "normal")]
+    pub lane: hierarchy::Lane,
+    /// Wait so long for word of it; the exit code is 1 if it expired or nothing was heard
+    #[arg(long, value_name = "DURATION", value_parser = crate::config::parse_duration)]
+    pub wait: Option<std::time::Duration>,
+    /// What it is said on behind `lucent.`, such as commands.trading.halt
+    pub subject: String,
+    /// What is said
+    #[arg(default_value = "{}")]
+    pub body: String,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Configuration file of the agent on this machine
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// State directory of the agent on this machine
+    #[arg(long, value_name = "DIR", conflicts_with = "config")]
+    pub state_dir: Option<PathBuf>,
 }
 
 /// `agent drill`

@@ -3,6 +3,7 @@
 
 pub mod accounting;
 pub mod app;
+pub mod attach;
 #[cfg(feature = "dev")]
 pub mod bench;
 pub mod broker;
@@ -21,6 +22,7 @@ pub mod lanes;
 pub mod link;
 pub mod logging;
 pub mod metrics;
+pub mod orders;
 pub mod runner;
 pub mod status;
 pub mod supervise;

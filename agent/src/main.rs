@@ -1,15 +1,16 @@
 //! The `agent` binary: parses, loads, runs, exits.
 
-use std::process::ExitCode as ProcessCode;
+use std::{path::PathBuf, process::ExitCode as ProcessCode};
 
 use agent::{
     app,
-    cli::{self, Command, ConfigCommand, DrillArgs, RoleArgs, StatusArgs},
+    cli::{self, Command, ConfigCommand, DrillArgs, RoleArgs, SendArgs, StatusArgs},
     config::{self, Config, Input},
     drill::{Order, command},
     exit::ExitCode,
-    logging, status,
+    logging, orders, status,
 };
+use hierarchy::order::Target;
 
 fn main() -> ProcessCode {
     let cli = match cli::parse(std::env::args_os()) {
@@ -25,6 +26,7 @@ fn main() -> ProcessCode {
         None => run_role(&cli.role),
         Some(Command::Status(args)) => show_status(&args),
         Some(Command::Drill(args)) => drill(&args),
+        Some(Command::Send(args)) => send(args),
         Some(Command::Config(ConfigCommand::Check(role))) => check(&role),
         Some(Command::Config(ConfigCommand::Explain)) => {
             print!("{}", config::explain());
@@ -81,28 +83,62 @@ fn check(role: &RoleArgs) -> ExitCode {
 }
 
 fn drill(args: &DrillArgs) -> ExitCode {
-    let state_dir = match &args.state_dir {
-        Some(dir) => dir.clone(),
-        None => match load(&RoleArgs { config: args.config.clone(), ..RoleArgs::default() }) {
-            Ok(config) => config.state_dir,
-            Err(code) => return code,
-        },
-    };
     let order = Order { cut: args.cut.clone(), seconds: args.lasting.as_secs() };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let asked = match runtime {
-        Ok(runtime) => runtime.block_on(command::ask(&state_dir, &order)).map_err(|error| error.to_string()),
-        Err(error) => Err(error.to_string()),
-    };
+    let asked = ask_own_agent(args.state_dir.as_ref(), args.config.as_ref(), async |dir| {
+        command::ask(&dir, &order).await.map_err(|error| error.to_string())
+    });
     match asked {
         Ok(report) if args.json => println!("{}", serde_json::to_string(&report).unwrap_or_default()),
         Ok(report) => print!("{}", report.to_text()),
-        Err(error) => {
-            eprintln!("agent: {error}");
-            return ExitCode::Failure;
-        }
+        Err(code) => return code,
     }
     ExitCode::Ok
+}
+
+fn send(args: SendArgs) -> ExitCode {
+    let ask = orders::command::Ask {
+        target: Target { path: args.to, all: args.all },
+        subject: args.subject,
+        body: args.body.into(),
+        lane: args.lane,
+        good_for: args.expires,
+        wait: args.wait,
+    };
+    let sent = ask_own_agent(args.state_dir.as_ref(), args.config.as_ref(), async |dir| {
+        orders::command::send(&dir, ask).await.map_err(|error| error.to_string())
+    });
+    match sent {
+        Ok(given) => {
+            if args.json {
+                println!("{}", serde_json::to_string(&given).unwrap_or_default());
+            } else {
+                print!("{}", given.to_text());
+            }
+            if given.is_expired() { ExitCode::Failure } else { ExitCode::Ok }
+        }
+        Err(code) => code,
+    }
+}
+
+/// Speaks with the agent of this machine, found by its state directory or its configuration.
+fn ask_own_agent<T>(
+    state_dir: Option<&PathBuf>,
+    config: Option<&PathBuf>,
+    ask: impl AsyncFnOnce(PathBuf) -> Result<T, String>,
+) -> Result<T, ExitCode> {
+    let state_dir = match state_dir {
+        Some(dir) => dir.clone(),
+        None => load(&RoleArgs { config: config.cloned(), ..RoleArgs::default() })?.state_dir,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let asked = match runtime {
+        Ok(runtime) => runtime.block_on(ask(state_dir)),
+        Err(error) => Err(error.to_string()),
+    };
+    asked.map_err(|error| {
+        eprintln!("agent: {error}");
+        ExitCode::Failure
+    })
 }
 
 fn show_status(args: &StatusArgs) -> ExitCode {

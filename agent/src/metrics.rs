@@ -74,6 +74,10 @@ pub struct Metrics {
     pub dead_letters_dropped: Counter,
     /// Starts of the nats-server after the first.
     pub server_restarts: Counter,
+    /// Orders by what became of them here.
+    pub orders: Family<Reason, Counter>,
+    /// Orders that wait for a child.
+    pub orders_waiting: Gauge,
     /// Tasks by outcome.
     pub tasks: Family<Reason, Counter>,
     /// Tasks that run on this agent now.
@@ -135,6 +139,8 @@ impl Metrics {
             self.dead_letters_dropped.clone(),
         );
         r.register("server_restarts", "Restarts of the nats-server", self.server_restarts.clone());
+        r.register("orders", "Orders by what became of them here", self.orders.clone());
+        r.register("orders_waiting", "Orders that wait for a child", self.orders_waiting.clone());
         r.register("tasks", "Tasks by outcome", self.tasks.clone());
         r.register("tasks_running", "Tasks running here", self.tasks_running.clone());
         let mut text = String::new();

@@ -10,6 +10,7 @@ pub mod level;
 pub mod link;
 pub mod loss;
 pub mod millis;
+pub mod order;
 pub mod path;
 pub mod refusal;
 pub mod rollup;

@@ -42,6 +42,8 @@ pub const LOSS: &str = "agent.loss";
 pub const ROLLUP: &str = "agent.rollup";
 /// Tail of the subject on which an agent reports what came of a drill.
 pub const DRILL: &str = "agent.drill";
+/// Tail of the subject on which an agent tells what became of an order.
+pub const ORDER: &str = "agent.order";
 /// Tail of the subject on which a node tells how far a task is.
 pub const TASK_PROGRESS: &str = "agent.task.progress";
 /// Tail of the subject on which an agent makes sure that its store is sound again.

@@ -1,6 +1,6 @@
 //! Who may say and hear what. A deny beats an allow, so each list is what is open, minus exceptions.
 
-use hierarchy::{Level, Path, subject};
+use hierarchy::{Level, Path, order, subject};
 
 use crate::{
     names::{AGENT_CONSUMERS, AGENT_INBOX},
@@ -30,8 +30,9 @@ pub(crate) struct Rules {
 const LINK_DOWN_ALL: &str = "lucent.link.down.>";
 
 /// What a local application may publish beside `lucent.hierarchy.>`.
-const LOCAL_SUBJECTS: [&str; 10] = [
+const LOCAL_SUBJECTS: [&str; 11] = [
     subject::PUBLISH_ALL,
+    order::SEND_ALL,
     subject::AGENTS_ALL,
     "lucent.events.>",
     "lucent.commands.>",
@@ -171,6 +172,7 @@ mod tests {
     fn an_application_uses_streams_but_changes_none() {
         for open in [
             "lucent.agents.yield.analysis",
+            "lucent.send.site.s1.commands.trading.halt",
             "lucent.events.domain.trade.executed",
             "lucent.commands.trading.execute",
             "lucent.responses.trading.1",
@@ -206,6 +208,8 @@ mod tests {
             "$SYS.REQ.ACCOUNT.PING.CONNZ",
             "lucent.deadletter.s1",
             "lucent.link.up.site.s1",
+            "orders.here.commands.trading.halt",
+            "lucent.order.site.s1",
             "_INBOX_LUCENT.x.1",
             "$O.bucket.C.x",
             "anything",

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hierarchy::{Lane, Level, subject};
+use hierarchy::{Lane, Level, order, subject};
 use serde::{Deserialize, Serialize};
 
 /// A stream. All of them are stored in files.
@@ -89,6 +89,8 @@ pub struct StreamLimits {
 
 /// What is published at a level; at global also the batches from below.
 pub const HIERARCHY: &str = "HIERARCHY";
+/// What this agent and those above say to agents below, on its way down and where it arrived.
+pub const ORDERS: &str = "ORDERS";
 const COMMANDS: &str = "COMMANDS";
 /// The cursors of the links.
 pub const LINK_BUCKET: &str = "LUCENT_LINK";
@@ -102,6 +104,8 @@ const FOR_EVER: Duration = Duration::ZERO;
 const WINDOW: Duration = Duration::from_secs(120);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
+/// Longer than any order is good for, so that the agent is always the one that removes it, and says so.
+const ORDERS_AGE: Duration = Duration::from_secs(8 * 24 * 3600);
 const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The server allows no more.
 const MOST_REPLICAS: u8 = 5;
@@ -143,6 +147,8 @@ impl StreamLimits {
 /// - **DOMAIN_EVENTS** and **AGENT_COORDINATION** refuse when full: an error is better than a trade or a task
 ///   that nobody hears of. JOBS and SIGNALS drop their oldest.
 /// - **COMMANDS** is an audit copy of requests. It must neither refuse nor answer.
+/// - **ORDERS** holds orders until the child has them or they expire, and those for this agent, which are said
+///   again on their own subject, as long as they are good for. It refuses when full.
 /// - **DEAD_LETTERS** is kept by limits, since a work queue cannot be browsed.
 pub fn streams(level: Level, limits: &StreamLimits) -> Vec<StreamSpec> {
     use {Discard::*, Retention::*};
@@ -177,7 +183,8 @@ pub fn streams(level: Level, limits: &StreamLimits) -> Vec<StreamSpec> {
     let others = vec![
         Row("AGENT_COORDINATION", vec![subject::AGENTS_ALL.into()], 8, WorkQueue, DAY, New),
         Row("DEAD_LETTERS", vec![subject::DEAD_LETTERS_ALL.into()], 8, Limits, MONTH, Old),
-        Row("DOMAIN_EVENTS", vec!["lucent.events.domain.>".into()], 12, Interest, 365 * DAY, New),
+        Row("DOMAIN_EVENTS", vec!["lucent.events.domain.>".into()], 10, Interest, 365 * DAY, New),
+        Row(ORDERS, vec![order::ORDERS_ALL.into()], 3, Limits, ORDERS_AGE, New),
         Row(COMMANDS, vec!["lucent.commands.>".into()], 4, Limits, HOUR, Old),
         Row("JOBS", vec!["jobs.>".into()], 6, WorkQueue, DAY, Old),
         Row("SIGNALS", vec!["signals.>".into()], 4, Interest, 7 * DAY, Old),
@@ -200,7 +207,7 @@ impl Row {
             subjects,
             retention,
             max_age,
-            max_msgs: audit.then_some(100_000),
+            max_msgs: (audit || name == ORDERS).then_some(100_000),
             max_bytes,
             replicas: limits.replicas(level, if audit { 1 } else { MOST_REPLICAS }),
             discard,
@@ -208,8 +215,12 @@ impl Row {
             duplicate_window: if max_age == FOR_EVER { WINDOW } else { WINDOW.min(max_age) },
             max_msg_size: limits.max_msg_size.min(u32::try_from(max_bytes).unwrap_or(u32::MAX)),
             no_ack: audit,
-            republish: lane
-                .map(|lane| [format!("lucent.lane.{lane}.below.>"), subject::HIERARCHY_ALL.to_owned()]),
+            republish: match lane {
+                Some(lane) => {
+                    Some([format!("lucent.lane.{lane}.below.>"), subject::HIERARCHY_ALL.to_owned()])
+                }
+                None => (name == ORDERS).then(|| [order::HERE_ALL.to_owned(), "lucent.>".to_owned()]),
+            },
         }
     }
 }
@@ -332,7 +343,9 @@ mod tests {
             assert!(!inbox.iter().any(|subject| subject.starts_with(&format!("lucent.hierarchy.{below}"))));
         }
         assert!(named(Level::Node, "LANE_BULK").republish.is_some());
-        assert!(!at(Level::Global).0.iter().any(|stream| stream.republish.is_some()));
+        let global: Vec<_> =
+            at(Level::Global).0.into_iter().filter(|stream| stream.republish.is_some()).collect();
+        assert!(matches!(global.as_slice(), [only] if only.name == ORDERS));
     }
 
     #[test]

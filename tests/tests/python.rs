@@ -7,12 +7,7 @@ use std::{collections::BTreeMap, process::Stdio, time::Duration};
 use async_nats::jetstream;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use hierarchy::{
-    envelope::Parsed,
-    link::Batch,
-    signing::Timeliness,
-    subject::{Speaker, TELEMETRY},
-};
+use hierarchy::{envelope::Parsed, link::Batch, signing::Timeliness, subject::Speaker};
 use serde::Deserialize;
 use tests::{Mesh, Observer, eventually, eventually::when, mesh::path, observer, program};
 use tokio::process::Command;
@@ -80,7 +75,7 @@ async fn an_event_published_by_a_python_client_at_a_node_arrives_at_global_once_
         let message =
             tokio::time::timeout(ARRIVED_WITHIN, live.next()).await.expect("more is heard").unwrap();
         let Ok(envelope) = Parsed::parse(&message.payload) else { continue };
-        if envelope.identity().path != node || message.subject.ends_with(TELEMETRY) {
+        if envelope.identity().path != node || message.subject.contains(".agent.") {
             continue;
         }
         let binding =

@@ -70,6 +70,7 @@ use crate::{
         uplink::{Uplink, UplinkParts, UplinkState},
     },
     metrics::{Metrics, Watermark},
+    orders::{Orders, OrdersParts},
     status::ADDRESS_FILE,
     supervise::Tasks,
     svid::Svid,
@@ -81,6 +82,8 @@ use crate::{
 const BINDINGS_AT_HAND: usize = 16 * 1024;
 /// Messages between tasks of one agent.
 const QUEUE: usize = 4096;
+/// Messages in the flow of orders that wait for it.
+const ORDERS_QUEUE: usize = 256;
 /// How long the tasks may take to end.
 const STOP_WITHIN: Duration = Duration::from_secs(8);
 
@@ -137,13 +140,15 @@ impl Agent {
         let bucket = |name: &'static str| open_bucket(&js, name);
         let (link, bindings, tasks_bucket) =
             (bucket(LINK_BUCKET).await?, bucket(BINDINGS_BUCKET).await?, bucket(TASKS_BUCKET).await?);
-        let audit_bucket = link.clone();
+        let (audit_bucket, orders_bucket) = (link.clone(), link.clone());
         let mut bindings = Bindings::new(bindings);
         // So that whoever reads what this agent signs, as answers to tasks, can verify it.
         bindings.keep(signer.kid(), signer.binding()).await.map_err(|error| BrokerError::Stream {
             name: BINDINGS_BUCKET.into(),
             reason: error.to_string(),
         })?;
+
+        let order_bindings = bindings.clone();
 
         let mut tasks = Tasks::new(CancellationToken::new());
         let token = tasks.token();
@@ -159,6 +164,8 @@ impl Agent {
         let (to_children, to_children_rx) = mpsc::channel(QUEUE);
         let (reached_tx, reached) = mpsc::channel(QUEUE);
         let (drills_tx, drills) = mpsc::channel(16);
+        let (orders_from_parent_tx, orders_from_parent) = mpsc::channel(ORDERS_QUEUE);
+        let (orders_from_children_tx, orders_from_children) = mpsc::channel(ORDERS_QUEUE);
         let (cut_tx, cut) = watch::channel(None);
         let (reports, reports_rx) = mpsc::channel(QUEUE);
         let (work, work_rx) = mpsc::channel(QUEUE);
@@ -228,6 +235,7 @@ impl Agent {
                 released: released.clone(),
                 state: uplink_state,
                 handoffs: from_parent_tx,
+                from_above: orders_from_parent_tx,
                 to_children: has_children.then(|| to_children.clone()),
                 reached: reached_tx,
                 drills: drills_tx,
@@ -252,6 +260,7 @@ impl Agent {
                 down,
                 reports,
                 work,
+                from_below: orders_from_children_tx,
                 orders: to_children_rx,
                 checkpointed,
                 tails,
@@ -263,6 +272,23 @@ impl Agent {
             tasks.spawn("downlink", Downlink::run(parts, token.clone()));
         }
 
+        let parts = OrdersParts {
+            path: config.path.clone(),
+            children: config.leaf.as_ref().map_or_else(Vec::new, |leaf| leaf.children.clone()),
+            signer: signer.clone(),
+            verifier: Verifier::new(svid.trust.clone(), 64),
+            bindings: order_bindings,
+            js: js.clone(),
+            bucket: orders_bucket,
+            mesh: connections.mesh.clone(),
+            down: connections.down.clone(),
+            from_parent: orders_from_parent,
+            to_parent: has_parent.then(|| to_parent.clone()),
+            from_children: orders_from_children,
+            dead_letters: letters.clone(),
+            metrics: metrics.clone(),
+        };
+        tasks.spawn("orders", Orders::run(parts, token.clone()));
         let parts = DrillParts {
             path: config.path.clone(),
             js: js.clone(),

@@ -10,10 +10,7 @@ use hierarchy::{
 };
 
 use super::{ASK, Order, Report};
-use crate::{
-    broker::{connect::connect, server},
-    status,
-};
+use crate::attach::{AttachError, attach};
 
 /// How much longer than the cut the report may take.
 const PATIENCE: Duration = Duration::from_secs(660);
@@ -21,12 +18,12 @@ const PATIENCE: Duration = Duration::from_secs(660);
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]
 pub enum DrillError {
-    /// The agent of this machine is not there.
+    /// There is no agent to ask.
     #[error(transparent)]
-    Status(#[from] status::StatusError),
-    /// Its server cannot be reached.
-    #[error("the agent's nats-server cannot be reached: {0}; is the agent running, and are you its user?")]
-    Connect(String),
+    Attach(#[from] AttachError),
+    /// It does not answer.
+    #[error("the agent does not answer: {0}; is it running?")]
+    Unanswered(String),
     /// It refuses.
     #[error("the drill is refused: {0}")]
     Refused(String),
@@ -37,19 +34,14 @@ pub enum DrillError {
 
 /// Asks the agent with this state directory; returns once its report has come.
 pub async fn ask(state_dir: &FilePath, order: &Order) -> Result<Report, DrillError> {
-    let unreachable = |reason: String| DrillError::Connect(reason);
-    let addresses = status::addresses(state_dir)?;
-    let passwords = server::passwords(&state_dir.join("nats")).map_err(|e| unreachable(e.to_string()))?;
-    let client =
-        connect(addresses.nats.as_str(), nats_config::names::AGENT_USER, passwords.agent.expose(), "drill")
-            .await
-            .map_err(|e| unreachable(e.to_string()))?;
+    let unanswered = |reason: String| DrillError::Unanswered(reason);
+    let client = attach(state_dir, "drill").await?;
     let subject = Speaker::of(&order.cut).with_tail(DRILL);
-    let mut reports = client.subscribe(subject).await.map_err(|e| unreachable(e.to_string()))?;
-    let body = serde_json::to_vec(order).map_err(|e| unreachable(e.to_string()))?;
-    let answer = client.request(ASK, body.into()).await.map_err(|e| unreachable(e.to_string()))?;
+    let mut reports = client.subscribe(subject).await.map_err(|e| unanswered(e.to_string()))?;
+    let body = serde_json::to_vec(order).map_err(|e| unanswered(e.to_string()))?;
+    let answer = client.request(ASK, body.into()).await.map_err(|e| unanswered(e.to_string()))?;
     let answer: serde_json::Value =
-        serde_json::from_slice(&answer.payload).map_err(|e| unreachable(e.to_string()))?;
+        serde_json::from_slice(&answer.payload).map_err(|e| unanswered(e.to_string()))?;
     if let Some(reason) = answer["error"].as_str() {
         return Err(DrillError::Refused(reason.to_owned()));
     }

@@ -190,7 +190,7 @@ impl Refused {
 }
 
 /// Headers go up with the event, but for those that mean something to servers and agents.
-pub(super) fn carried_headers(headers: Option<&HeaderMap>) -> batch::Headers {
+pub(crate) fn carried_headers(headers: Option<&HeaderMap>) -> batch::Headers {
     let reserved = |name: &str| name.starts_with("Nats-") || name.starts_with("Lucent-");
     headers
         .into_iter()

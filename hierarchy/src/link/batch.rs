@@ -137,7 +137,7 @@ pub(super) fn carries(speaker: &Speaker, subject: &str) -> bool {
 }
 
 /// Appends one event in its wire form to a payload under construction.
-pub(super) fn write_event(out: &mut String, seq: u64, event: &Event, subject: u16) {
+pub(crate) fn write_event(out: &mut String, seq: u64, event: &Event, subject: u16) {
     use std::fmt::Write as _;
 
     // Writing to a String cannot fail.

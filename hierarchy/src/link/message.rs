@@ -55,6 +55,9 @@ pub enum ChildMessage {
         /// How long the offer holds, in milliseconds from its arrival.
         valid_for_ms: u64,
     },
+    /// The child's part in the flow of orders, which is the link's other way round: there the parent sends
+    /// and the child receives. A welcome, a receipt or a reset.
+    Orders(Box<ParentMessage>),
 }
 
 /// Room for one kind of work below a child.
@@ -151,6 +154,8 @@ pub enum ParentMessage {
         /// What is to be done.
         spec: Box<RawValue>,
     },
+    /// The parent's part in the flow of orders, see [`ChildMessage::Orders`]: a greeting or a frame.
+    Orders(Box<ChildMessage>),
 }
 
 /// What a child holds of one lane.
@@ -197,6 +202,7 @@ impl ChildMessage {
             ChildMessage::Frame { .. } => "LinkFrame",
             ChildMessage::HandoffReply { .. } => "LinkHandoffReply",
             ChildMessage::Credit { .. } => "LinkCredit",
+            ChildMessage::Orders(_) => "LinkOrders",
         }
     }
 }
@@ -211,6 +217,7 @@ impl ParentMessage {
             ParentMessage::Drill { .. } => "LinkDrill",
             ParentMessage::Reset { .. } => "LinkReset",
             ParentMessage::Handoff { .. } => "LinkHandoff",
+            ParentMessage::Orders(_) => "LinkOrders",
         }
     }
 }

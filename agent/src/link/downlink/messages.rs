@@ -95,6 +95,11 @@ impl Downlink {
                 let child = child.clone();
                 let _ = self.parts.work.try_send(WorkFromChild::Credit { child, number, offers, valid_for });
             }
+            // What finds the queue full is said again.
+            ChildMessage::Orders(said) => {
+                self.seen(child, None);
+                let _ = self.parts.from_below.try_send((child.clone(), *said));
+            }
             ChildMessage::HandoffReply { task, attempt, refused } => {
                 let child = child.clone();
                 // A reply that finds the queue full is asked for again.

@@ -20,7 +20,7 @@ pub use exchange::{FromChild, ToChild, WorkFromChild, handoff};
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use hierarchy::{
     ByLane, Path,
-    link::{Origins, Parent},
+    link::{Origins, Parent, ParentMessage},
     signing::{Signer, Verifier},
     subject,
 };
@@ -66,6 +66,8 @@ pub struct DownlinkParts {
     pub reports: mpsc::Sender<FromChild>,
     /// Told what they say about work.
     pub work: mpsc::Sender<WorkFromChild>,
+    /// Told what they say in the flow of orders.
+    pub from_below: mpsc::Sender<(Path, ParentMessage)>,
     /// Messages to send.
     pub orders: mpsc::Receiver<ToChild>,
     /// Told what the last checkpoint has counted in, and so what may leave the lanes.

@@ -9,6 +9,7 @@ use async_nats::{
     Client, HeaderMap, Message, Subscriber,
     jetstream::{self, kv},
 };
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use hierarchy::{
     ByLane, Digest, Identity, Lane, Path, Refusal,
@@ -67,6 +68,8 @@ pub struct UplinkParts {
     pub state: watch::Sender<UplinkState>,
     /// Told what the parent hands down.
     pub handoffs: mpsc::Sender<ParentMessage>,
+    /// Told what the parent says in the flow of orders.
+    pub from_above: mpsc::Sender<(ChildMessage, Bytes)>,
     /// For words about batches from below; `None` at a node.
     pub to_children: Option<mpsc::Sender<ToChild>>,
     /// Told which of this agent's own batches have reached a level above.
@@ -345,6 +348,10 @@ impl Uplink {
             Ok((said @ ParentMessage::Handoff { .. }, _)) => {
                 // Full means that the parent will hand it down again.
                 let _ = self.parts.handoffs.try_send(said);
+            }
+            Ok((ParentMessage::Orders(said), rest)) => {
+                // Full means that the parent will send it again.
+                let _ = self.parts.from_above.try_send((*said, rest));
             }
             Ok((said @ ParentMessage::Reached { .. }, _)) => self.on_reached(said),
             Ok((ParentMessage::Drill { cut, seconds }, _)) => {

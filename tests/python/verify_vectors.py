@@ -604,6 +604,8 @@ OF_A_LANE = {"LinkHello": (["incarnation", "start", "last"], []), "LinkWelcome":
 
 def read_link(kind, text, at):
     """What a link message says."""
+    if kind == "LinkOrders":
+        return read_orders(text, at)
     name, required, optional = LINK_MESSAGES[kind]
     spans = fields(text, fields(text, at, [name])[name][0], required, optional)
     said = {field: read_said(kind, field, text, span) for field, span in spans.items()}
@@ -612,6 +614,18 @@ def read_link(kind, text, at):
     if [] in (said.get("bindings"), said.get("refused")):
         raise Bad("an empty list")
     return said
+
+
+def read_orders(text, at):
+    """A part of the flow of orders: a message of the link, with the ends changed."""
+    inner = fields(text, at, ["orders"])["orders"][0]
+    for kind, (name, _, _) in LINK_MESSAGES.items():
+        try:
+            fields(text, inner, [name])
+        except Bad:
+            continue
+        return read_link(kind, text, inner)
+    raise Bad("no part of the flow of orders")
 
 
 def read_said(kind, field, text, span):

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use super::heard::Heard;
 use crate::{
     clock::Monotonic,
     link::{HIERARCHY, header},
@@ -70,7 +71,9 @@ pub async fn run(parts: AuditParts, cancel: CancellationToken) -> Result<(), std
             Kept::default()
         }
     };
-    let mut audit = Audit { saved: kept.place, kept, parts, clock: Monotonic::new(), looks: 0, alarmed: 0 };
+    let clock = Monotonic::new();
+    let heard = Heard::default();
+    let mut audit = Audit { saved: kept.place, kept, heard, parts, clock, looks: 0, alarmed: 0 };
     while !cancel.is_cancelled() {
         if let Err(reason) = audit.read(&cancel).await {
             tracing::debug!(reason, "the ledger's reader ended");
@@ -87,6 +90,7 @@ pub async fn run(parts: AuditParts, cancel: CancellationToken) -> Result<(), std
 struct Audit {
     parts: AuditParts,
     kept: Kept,
+    heard: Heard,
     saved: u64,
     clock: Monotonic,
     looks: u64,
@@ -135,6 +139,7 @@ impl Audit {
     async fn count(&mut self, stream: &Stream, message: &jetstream::Message) -> Result<(), String> {
         let place = message.info().map_err(|e| e.to_string())?.stream_sequence;
         if let Some((origin, lane, span, count)) = batch(message) {
+            self.heard.hear(&origin, self.clock.now());
             if let Err(refused) = self.kept.ledger.arrived(&origin, lane, span, count) {
                 tracing::debug!(%refused, "not in the ledger");
             }
@@ -178,7 +183,8 @@ impl Audit {
     }
 
     async fn look(&mut self) {
-        self.kept.ledger.tick(self.clock.now(), GRACE);
+        let now = self.clock.now();
+        self.kept.ledger.tick(now, GRACE, |origin| self.heard.all_on_the_way(origin, now));
         let report = self.kept.ledger.report(ROWS);
         let mut unaccounted = 0;
         for (lane, totals) in report.totals.iter() {

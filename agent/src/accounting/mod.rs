@@ -8,6 +8,7 @@
 //! ```
 
 pub mod audit;
+mod heard;
 pub mod notes;
 pub mod told;
 

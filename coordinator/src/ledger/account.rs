@@ -1,11 +1,9 @@
 //! One origin's lane: a bounded number of incarnations.
 
-use std::time::Duration;
-
 use hierarchy::link::Tick;
 use serde::{Deserialize, Serialize};
 
-use super::{runs::Runs, totals::Totals};
+use super::{Patience, runs::Runs, totals::Totals};
 
 /// Incarnations that are kept apart, as many as a link remembers of an origin's lane.
 pub(super) const MAX_INCARNATIONS: usize = 16;
@@ -46,10 +44,10 @@ impl Account {
     }
 
     /// Lets holes age.
-    pub(super) fn tick(&mut self, now: Tick, grace: Duration) {
+    pub(super) fn tick(&mut self, now: Tick, patience: Patience) {
         let arrived = self.newest_arrived();
         for (incarnation, runs) in &mut self.incarnations {
-            runs.tick(now, grace, Some(*incarnation) < arrived);
+            runs.tick(now, patience, Some(*incarnation) < arrived);
         }
     }
 

@@ -16,7 +16,7 @@ mod report;
 mod runs;
 mod totals;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, ops::Range, time::Duration};
 
 use hierarchy::{
     ByLane, Lane, Path,
@@ -78,6 +78,23 @@ pub enum NotTaken {
     },
 }
 
+/// How long a hole may go without an explanation.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    grace: Duration,
+    heard: Option<(Tick, Tick)>,
+}
+
+/// Who is cut off for so long had better be asked about.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(3600);
+
+impl Patience {
+    fn is_over(self, since: Tick, now: Tick) -> bool {
+        let heard = self.heard.map(|(begin, end)| end.saturating_sub(begin.max(since)));
+        heard.is_some_and(|heard| heard > self.grace) || now.saturating_sub(since) > LONGEST_PATIENCE
+    }
+}
+
 impl Ledger {
     /// Nothing was heard of.
     pub fn new() -> Ledger {
@@ -120,10 +137,13 @@ impl Ledger {
     }
 
     /// Lets time pass: what has been missing for longer than `grace` becomes unaccounted. Until the first
-    /// tick that finds it missing a hole does not age.
-    pub fn tick(&mut self, now: Tick, grace: Duration) {
-        for (_, account) in self.origins.values_mut().flat_map(ByLane::iter_mut) {
-            account.tick(now, grace);
+    /// tick that finds it missing a hole does not age; nor does it while somebody who might explain it cannot
+    /// be heard. `heard` tells from when to when all agents on the way from an origin were heard without a long
+    /// pause; `None` where one was not.
+    pub fn tick(&mut self, now: Tick, grace: Duration, heard: impl Fn(&Path) -> Option<Range<Tick>>) {
+        for (origin, lanes) in &mut self.origins {
+            let patience = Patience { grace, heard: heard(origin).map(|heard| (heard.start, heard.end)) };
+            lanes.iter_mut().for_each(|(_, account)| account.tick(now, patience));
         }
     }
 

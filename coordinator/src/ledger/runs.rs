@@ -1,12 +1,10 @@
 //! What is known of the numbers of one incarnation and lane: every number from 1 to the highest one heard
 //! of, in runs of the same state.
 
-use std::time::Duration;
-
 use hierarchy::{link::Tick, loss::LossReason};
 use serde::{Deserialize, Serialize};
 
-use super::totals::Totals;
+use super::{Patience, totals::Totals};
 
 /// Runs that are kept apart. Beyond it the lowest are settled as they are.
 pub(super) const MAX_RUNS: usize = 1024;
@@ -89,12 +87,12 @@ impl Runs {
     }
 
     /// Lets holes age. `passed` says that what was numbered after this incarnation has arrived.
-    pub(super) fn tick(&mut self, now: Tick, grace: Duration, passed: bool) {
+    pub(super) fn tick(&mut self, now: Tick, patience: Patience, passed: bool) {
         let arrived_to = self.arrived_to;
         for run in &mut self.open {
             if let State::Unknown { since, overdue: overdue @ false } = &mut run.state
                 && (passed || run.last < arrived_to)
-                && now.saturating_sub(*since.get_or_insert(now)) > grace
+                && patience.is_over(*since.get_or_insert(now), now)
             {
                 (*since, *overdue) = (None, true);
             }

@@ -1,5 +1,7 @@
 mod properties;
 
+use std::ops::Range;
+
 use hierarchy::loss::LossReason;
 
 use super::*;
@@ -50,7 +52,13 @@ impl Told {
     }
 
     fn tick(&mut self, seconds: u64) -> &mut Told {
-        self.0.tick(at(seconds), GRACE);
+        self.0.tick(at(seconds), GRACE, |_| Some(at(0)..at(seconds)));
+        self
+    }
+
+    /// Somebody on the way was only heard from then to then, or not at all.
+    fn tick_heard(&mut self, seconds: u64, heard: Option<Range<u64>>) -> &mut Told {
+        self.0.tick(at(seconds), GRACE, |_| heard.clone().map(|heard| at(heard.start)..at(heard.end)));
         self
     }
 
@@ -85,6 +93,25 @@ fn what_is_published_and_not_overtaken_is_in_flight() {
     let totals = told.totals();
     assert_eq!((totals.published, totals.arrived), (100, 31));
     assert_eq!(totals.lost, [(LossReason::Overflow, 10)].into());
+}
+
+#[test]
+fn a_hole_does_not_age_while_those_who_might_explain_it_are_cut_off() {
+    let mut told = Told::default();
+    told.arrived(1, 1, 10).arrived(1, 21, 30).tick(100);
+    assert_eq!(told.tick_heard(130, Some(0..130)).unknown(), [0, 10, 0]);
+    assert_eq!(told.tick_heard(1000, Some(0..130)).unknown(), [0, 10, 0], "a cut");
+    assert_eq!(told.tick_heard(1000, None).unknown(), [0, 10, 0]);
+    assert_eq!(
+        told.tick_heard(1010, Some(1000..1010)).unknown(),
+        [0, 10, 0],
+        "their receipts are on the way"
+    );
+    assert_eq!(told.tick_heard(1061, Some(1000..1061)).unknown(), [0, 10, 10]);
+
+    let mut cut_off = Told::default();
+    cut_off.arrived(1, 1, 10).arrived(1, 21, 30).tick(100);
+    assert_eq!(cut_off.tick_heard(100 + 3_601, None).unknown(), [0, 10, 10], "not for ever");
 }
 
 #[test]

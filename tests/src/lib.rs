@@ -5,6 +5,7 @@
 //! once as the machine has cores, whichever test binaries want them.
 
 pub mod burst;
+pub mod clocks;
 pub mod door;
 pub mod eventually;
 pub mod forge;

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::door::Waiter;
 use crate::{
-    clock,
+    clock::MeshTime,
     lanes::{Guards, Tails, tail::Stored},
     link::{contents::Contents, header},
 };
@@ -87,6 +87,7 @@ pub(super) struct LaneWriter {
     lane: Lane,
     stream: &'static str,
     signer: Arc<Signer>,
+    time: MeshTime,
     js: jetstream::Context,
     tails: Tails,
     packer: Packer,
@@ -115,6 +116,7 @@ impl LaneWriter {
         incarnation: u64,
         limits: PackLimits,
         signer: Arc<Signer>,
+        time: MeshTime,
         js: jetstream::Context,
         tails: Tails,
     ) -> LaneWriter {
@@ -122,6 +124,7 @@ impl LaneWriter {
             lane,
             stream: nats_config::streams::lane_stream(lane),
             signer,
+            time,
             js,
             tails,
             packer: Packer::new(speaker.clone(), lane, incarnation, limits),
@@ -232,7 +235,7 @@ impl LaneWriter {
             message_id: Uuid::now_v7(),
             correlation_id: None,
             causation_id: None,
-            timestamp: clock::wall(),
+            timestamp: self.time.stamp(),
             message_type: batch::MESSAGE_TYPE,
             subject: &pack.subject,
             reply_to: None,

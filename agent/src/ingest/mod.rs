@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     accounting::{LossNotes, Numbered},
-    clock::Monotonic,
+    clock::{MeshTime, Monotonic},
     dead_letters::{DeadLetter, DeadLetters},
     ingest::{door::Asked, inbox::Inbox},
     lanes::{Fill, Guards, LaneRules, Tails, gate::Gate},
@@ -55,6 +55,8 @@ pub struct IngestParts {
     pub path: Path,
     /// Signs batches.
     pub signer: Arc<Signer>,
+    /// What to date them with.
+    pub time: MeshTime,
     /// The store.
     pub js: jetstream::Context,
     /// The link's bucket.
@@ -127,6 +129,7 @@ impl Ingest {
                 incarnation,
                 parts.pack,
                 parts.signer.clone(),
+                parts.time.clone(),
                 js.clone(),
                 parts.tails.clone(),
             )

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::Parcel;
+use super::{Parcel, Skew};
 use crate::{ByLane, Digest, Lane, Level, Millis, Path, Refusal, signing::Binding};
 
 /// What a child tells its parent, on `lucent.link.up.{level}.{id}`.
@@ -54,6 +54,14 @@ pub enum ChildMessage {
         offers: Vec<Offer>,
         /// How long the offer holds, in milliseconds from its arrival.
         valid_for_ms: u64,
+    },
+    /// Asks what time it is.
+    Clock {
+        /// Of the question: fresh for each, below 2^53.
+        number: u64,
+        /// What the child has found so far.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        skew: Option<Skew>,
     },
 }
 
@@ -142,6 +150,15 @@ pub enum ParentMessage {
         /// The session it does not know; 0 where it could not even read which one was meant.
         session: u64,
     },
+    /// What time it is.
+    Time {
+        /// Of the question.
+        number: u64,
+        /// When the question came, by the parent's time.
+        received: Millis,
+        /// When this answer goes.
+        sent: Millis,
+    },
     /// A task is handed down.
     Handoff {
         /// The task.
@@ -197,6 +214,7 @@ impl ChildMessage {
             ChildMessage::Frame { .. } => "LinkFrame",
             ChildMessage::HandoffReply { .. } => "LinkHandoffReply",
             ChildMessage::Credit { .. } => "LinkCredit",
+            ChildMessage::Clock { .. } => "LinkClock",
         }
     }
 }
@@ -211,6 +229,7 @@ impl ParentMessage {
             ParentMessage::Drill { .. } => "LinkDrill",
             ParentMessage::Reset { .. } => "LinkReset",
             ParentMessage::Handoff { .. } => "LinkHandoff",
+            ParentMessage::Time { .. } => "LinkTime",
         }
     }
 }

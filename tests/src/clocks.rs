@@ -1,7 +1,7 @@
 //! Agents whose wall clocks are wrong, by libfaketime. Their monotonic clocks are right, as on a real machine.
 //! The nats-servers are static programs and see the machine's own clock.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
+use std::{fs, path::PathBuf};
 
 use tempfile::TempDir;
 
@@ -23,21 +23,13 @@ impl Clocks {
             return None;
         };
         let dir = tempfile::tempdir().expect("there is room for temporary files");
-        let program = dir.path().join("agent-with-a-clock");
-        // The agent finds its own path in its configuration; global has none.
-        let script = format!(
-            "#!/bin/sh\n\
-             for config; do case $config in *.toml) break ;; esac; done\n\
-             at=$(sed -n 's/^path = \"\\(.*\\)\"/\\1/p' \"$config\" | tr / _)\n\
-             [ -e {dir:?}/\"${{at:-global}}\" ] || echo +0 >{dir:?}/\"${{at:-global}}\"\n\
-             export LD_PRELOAD={library:?} FAKETIME_TIMESTAMP_FILE={dir:?}/\"${{at:-global}}\"\n\
-             export FAKETIME_DONT_FAKE_MONOTONIC=1 FAKETIME_CACHE_DURATION=1\n\
-             exec {agent:?} \"$@\"\n",
+        let lines = format!(
+            "export FAKETIME_TIMESTAMP_FILE={dir:?}/$at FAKETIME_DONT_FAKE_MONOTONIC=1 FAKETIME_CACHE_DURATION=1\n\
+             [ -e \"$FAKETIME_TIMESTAMP_FILE\" ] || echo +0 >\"$FAKETIME_TIMESTAMP_FILE\"\n\
+             export LD_PRELOAD={library:?}",
             dir = dir.path(),
-            agent = program::agent(),
         );
-        fs::write(&program, script).expect("the directory can be written");
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("it is ours");
+        let program = program::wrapped_agent(dir.path(), &lines);
         Some(Clocks { dir, program })
     }
 

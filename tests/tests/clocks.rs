@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use agent::{clock, dev::identities, status::Status};
-use hierarchy::{Millis, envelope::Parsed, link::Skew, rollup::Health};
-use tests::{Mesh, Observer, Publisher, clocks::Clocks, eventually, eventually::when, path};
+use async_nats::jetstream;
+use hierarchy::{Lane, Millis, envelope::Parsed, link::Skew, rollup::Health};
+use tests::{Mesh, Observer, Publisher, burst, clocks::Clocks, eventually, eventually::when, path};
 
 const HOURS: i64 = 3600;
 const ARRIVED_WITHIN: Duration = Duration::from_secs(60);
@@ -59,7 +60,7 @@ async fn expect_skew(mesh: &Mesh, child: &str, seconds: i64) {
 
 /// When the newest batch of a node's numbered events was signed, as it says itself.
 async fn newest_stamp(mesh: &Mesh, node: &str) -> Millis {
-    let js = async_nats::jetstream::new(mesh.client("global").await);
+    let js = jetstream::new(mesh.client("global").await);
     let subject = format!("lucent.hierarchy.node.{}.numbered", path(node).id());
     let stream = js.get_stream("HIERARCHY").await.unwrap();
     let stored = stream.get_last_raw_message_by_subject(&subject).await.unwrap();
@@ -182,4 +183,40 @@ async fn clocks_that_jump_while_events_flow_stop_nothing_and_are_seen_to_be_set_
     expect_skew(&mesh, node, 0).await;
     flow.goes_on(100).await;
     flow.is_exact(&mesh).await;
+}
+
+/// After a power cut that took the end of the inbox, on a machine whose clock went back with it: places are given
+/// again, and times seem to be of before. Both are played here, since a server's clock cannot be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_published_after_inbox_and_clock_went_back_is_not_taken_to_be_packed_already() {
+    const EVENTS: u64 = 300;
+    let node = "s1/c1/n1";
+    let mut mesh = Mesh::start(&["global", "s1", "s1/c1", node]).await;
+    let observer = Observer::start(&mesh).await;
+    let arrived = |last: u64| {
+        let seen = burst::arrived(&observer.seen(), node, Lane::Normal);
+        when(seen == (1..=last).collect::<Vec<_>>(), format!("{} of {last}", seen.len()))
+    };
+    burst::publish(&mesh.client(node).await, &path(node), Lane::Normal, 1..=EVENTS, 10).await;
+    eventually!(ARRIVED_WITHIN, arrived(EVENTS));
+
+    mesh.kill_agent(&path(node)).await;
+    let js = jetstream::new(mesh.agents_client(node).await);
+    let lane = js.get_stream("LANE_NORMAL").await.unwrap();
+    let newest = lane.get_last_raw_message_by_subject("lucent.lane.normal.own").await.unwrap();
+    let (place, latest) = newest.headers.get("Lucent-Inbox").unwrap().as_str().split_once(' ').unwrap();
+    println!("the newest batch was packed up to place {place}, and time {latest}");
+    let in_an_hour = clock::wall().0 + 3_600_000;
+    let mut headers = newest.headers.clone();
+    headers.insert("Lucent-Inbox", format!("{place} {in_an_hour}"));
+    let again = js.publish_with_headers("lucent.lane.normal.own", headers, newest.payload.clone()).await;
+    again.unwrap().await.unwrap();
+    let config = js.get_stream("HIERARCHY").await.unwrap().cached_info().config.clone();
+    js.delete_stream("HIERARCHY").await.unwrap();
+    js.create_stream(config).await.unwrap();
+
+    mesh.start_again(node).await;
+    let more = EVENTS + 1..=EVENTS + EVENTS / 2;
+    burst::publish(&mesh.client(node).await, &path(node), Lane::Normal, more, 10).await;
+    eventually!(ARRIVED_WITHIN, arrived(EVENTS + EVENTS / 2));
 }

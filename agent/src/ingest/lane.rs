@@ -11,9 +11,9 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 use hierarchy::{
     Digest, Lane, Millis,
     envelope::Draft,
-    link::{Event, Pack, PackLimits, Packer, Parcel, Span, Tick, batch},
+    link::{Event, Pack, Packer, Parcel, Span, Tick, batch},
     signing::Signer,
-    subject::{self, Speaker},
+    subject,
 };
 use uuid::Uuid;
 
@@ -112,9 +112,7 @@ pub(super) struct LaneWriter {
 impl LaneWriter {
     pub(super) fn new(
         lane: Lane,
-        speaker: &Speaker,
-        incarnation: u64,
-        limits: PackLimits,
+        packer: Packer,
         signer: Arc<Signer>,
         time: MeshTime,
         js: jetstream::Context,
@@ -127,7 +125,7 @@ impl LaneWriter {
             time,
             js,
             tails,
-            packer: Packer::new(speaker.clone(), lane, incarnation, limits),
+            packer,
             making: Made::default(),
             last_push: Tick::ZERO,
             alone: false,

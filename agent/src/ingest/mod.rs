@@ -26,7 +26,7 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use hierarchy::{
     ByLane, Lane, Path, Refusal,
     envelope::MAX_EVENT_BYTES,
-    link::{Event, PackLimits, Span},
+    link::{Event, PackLimits, Packer, Span},
     loss::{Loss, LossReason},
     signing::Signer,
     subject::{self, Speaker},
@@ -125,9 +125,7 @@ impl Ingest {
         let lanes = ByLane::new(|lane| {
             LaneWriter::new(
                 lane,
-                &speaker,
-                incarnation,
-                parts.pack,
+                Packer::new(speaker.clone(), lane, incarnation, parts.pack),
                 parts.signer.clone(),
                 parts.time.clone(),
                 js.clone(),

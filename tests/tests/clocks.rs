@@ -100,7 +100,7 @@ impl Flow {
         }
     }
 
-    async fn is_exact(self, mesh: &Mesh) {
+    async fn end_exact(self, mesh: &Mesh) {
         for publisher in self.publishers {
             let node = publisher.origin().clone();
             let ledger = publisher.stop().await;
@@ -136,7 +136,7 @@ async fn nodes_whose_clocks_are_three_hours_ahead_and_behind_deliver_everything_
     for node in nodes {
         expect_right_stamp(&mesh, node).await;
     }
-    flow.is_exact(&mesh).await;
+    flow.end_exact(&mesh).await;
 }
 
 /// Only they differ from others: what they tell their nodes is the time of their site.
@@ -159,7 +159,7 @@ async fn clusters_whose_clocks_are_three_hours_ahead_and_behind_relay_everything
     for node in nodes {
         expect_right_stamp(&mesh, node).await;
     }
-    flow.is_exact(&mesh).await;
+    flow.end_exact(&mesh).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -182,7 +182,7 @@ async fn clocks_that_jump_while_events_flow_stop_nothing_and_are_seen_to_be_set_
     expect_skew(&mesh, cluster, 0).await;
     expect_skew(&mesh, node, 0).await;
     flow.goes_on(100).await;
-    flow.is_exact(&mesh).await;
+    flow.end_exact(&mesh).await;
 }
 
 /// After a power cut that took the end of the inbox, on a machine whose clock went back with it: places are given

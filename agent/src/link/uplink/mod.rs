@@ -2,6 +2,7 @@
 
 mod life;
 mod reader;
+mod recall;
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -149,6 +150,8 @@ pub struct Uplink {
     parent_clock: ParentClock,
     machine: Child,
     readers: ByLane<LaneReader>,
+    /// Lanes in which what an earlier run kept back was looked for.
+    recalled: ByLane<bool>,
     /// Last place of each lane handed to the machine.
     offered: ByLane<u64>,
     /// What was handed to the machine and is not acknowledged.
@@ -166,6 +169,7 @@ impl Uplink {
             parent: parts.signer.identity().trust_domain.identity(parent),
             machine: Child::new(parts.limits, fresh_session(), clock.now()),
             readers: ByLane::new(|lane| LaneReader::new(lane, parts.js.clone(), parts.tails.clone())),
+            recalled: ByLane::default(),
             offered: ByLane::default(),
             under_way: ByLane::default(),
             lives,
@@ -265,6 +269,11 @@ impl Uplink {
         let held = resume::Held { at_cursor, ..held };
         match resume::decide(held, after, digest) {
             Resume::After => {
+                if let Err(reason) = self.recall(lane, held.first, after).await {
+                    tracing::warn!(%lane, reason, "the own store does not answer; greeting the parent again later");
+                    self.machine.on_stranger(now);
+                    return Ok(());
+                }
                 tracing::info!(parent = %self.parent.path, %lane, after, "the link to the parent is up");
                 self.parts.released[lane].raise(after);
                 self.offered[lane] = after;
@@ -280,6 +289,21 @@ impl Uplink {
                 self.machine.on_stranger(now);
             }
         }
+        Ok(())
+    }
+
+    /// Once in each run of the agent, before anything of the lane is let go of.
+    async fn recall(&mut self, lane: Lane, first: u64, cursor: u64) -> Result<(), String> {
+        if self.recalled[lane] {
+            return Ok(());
+        }
+        if first <= cursor {
+            for (place, contents) in recall::kept_back(&self.parts.js, lane, cursor, &self.parts.gate).await?
+            {
+                self.lose(lane, place, &contents, LossReason::Policy);
+            }
+        }
+        self.recalled[lane] = true;
         Ok(())
     }
 

@@ -1,10 +1,16 @@
 //! The one place that reads clocks.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
 
-use hierarchy::{Millis, link::Tick};
+use hierarchy::{
+    Millis,
+    link::{Reading, Tick, skew},
+};
 
-/// Now, by the wall clock.
+/// Now, by this machine's wall clock, which may be wrong: see [`MeshTime`].
 #[allow(clippy::disallowed_methods, reason = "this is the one place")]
 pub fn wall() -> Millis {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -38,5 +44,52 @@ impl Monotonic {
     /// The instant at which [`Monotonic::now`] reads `tick`.
     pub fn instant(&self, tick: Tick) -> tokio::time::Instant {
         (self.0 + tick).into()
+    }
+}
+
+/// The time that this agent goes by: its wall clock's, unless the parent told that it is wrong. Clones share it.
+#[derive(Debug, Clone)]
+pub struct MeshTime(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    monotonic: Monotonic,
+    window: [Millis; 2],
+    told: Mutex<Option<Reading>>,
+}
+
+impl MeshTime {
+    /// Nobody has told anything yet. `window` is from when to when this agent's certificate holds.
+    pub fn new(window: [Millis; 2]) -> MeshTime {
+        MeshTime(Arc::new(Shared { monotonic: Monotonic::new(), window, told: Mutex::default() }))
+    }
+
+    /// The clock that readings are taken by.
+    pub fn monotonic(&self) -> Monotonic {
+        self.0.monotonic
+    }
+
+    /// What the parent has told of its time.
+    pub fn tell(&self, reading: Option<Reading>) {
+        *self.0.told.lock().unwrap_or_else(PoisonError::into_inner) = reading;
+    }
+
+    fn told(&self) -> Option<Reading> {
+        *self.0.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Now, as well as this agent knows.
+    pub fn now(&self) -> Millis {
+        skew::time(wall(), self.told(), self.0.monotonic.now())
+    }
+
+    /// The time to date a signature with.
+    pub fn stamp(&self) -> Millis {
+        skew::stamp(wall(), self.told(), self.0.monotonic.now(), self.0.window)
+    }
+
+    /// Whether this agent's certificate holds now.
+    pub fn holds(&self) -> bool {
+        (self.0.window[0]..=self.0.window[1]).contains(&self.now())
     }
 }

@@ -23,6 +23,13 @@ pub struct ChildLabel {
     pub child: String,
 }
 
+/// A label `peer`: the parent or a child.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PeerLabel {
+    /// Its path.
+    pub peer: String,
+}
+
 /// A label `lane`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct LaneLabel {
@@ -54,6 +61,8 @@ pub struct Metrics {
     pub uplink_open: Gauge,
     /// Batches between the parent's cursor and the end of a lane.
     pub uplink_lag: Family<LaneLabel, Gauge>,
+    /// Seconds by which this machine's clock is ahead of a peer's.
+    pub clock_ahead: Family<PeerLabel, Gauge<f64, AtomicU64>>,
     /// Bytes that wait in each lane.
     pub lane_bytes: Family<LaneLabel, Gauge>,
     /// Batches of each child that were made durable.
@@ -125,6 +134,12 @@ impl Metrics {
         );
         r.register("uplink_open", "1 while the parent has accepted a session", self.uplink_open.clone());
         r.register("uplink_lag", "Batches in a lane that the parent lacks", self.uplink_lag.clone());
+        r.register_with_unit(
+            "clock_ahead",
+            "By how much this machine's clock is ahead of a peer's",
+            Unit::Seconds,
+            self.clock_ahead.clone(),
+        );
         r.register_with_unit("lane", "Bytes that wait in a lane", Unit::Bytes, self.lane_bytes.clone());
         r.register("batches_stored", "Batches of children made durable", self.batches_stored.clone());
         r.register("events_stored", "Events of children made durable", self.events_stored.clone());

@@ -6,7 +6,7 @@ use coordinator::{
     ledger::{Report, Totals},
     registry::{ChildStatus, LinkState},
 };
-use hierarchy::{Level, Path, rollup::Health};
+use hierarchy::{Level, Path, link::Skew, rollup::Health};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::link::uplink::UplinkState;
@@ -129,7 +129,8 @@ impl Status {
         if let Some(parent) = &self.parent {
             let state = if parent.open { "up" } else { "down" };
             let version = parent.parent_version.as_deref().unwrap_or("-");
-            let _ = writeln!(text, "  parent  {state}  waiting {}  agent {version}", parent.lag());
+            let clock = apart(parent.clock);
+            let _ = writeln!(text, "  parent  {state}  waiting {}  agent {version}{clock}", parent.lag());
         }
         if self.children.is_empty() {
             return text;
@@ -199,4 +200,11 @@ fn child_line(child: &ChildStatus) -> String {
         .collect();
     let (path, level, below) = (child.path.to_string(), child.level, below.join(", "));
     format!("{path:<24} {:<8} {state:<11} {seen:>10} {lag:>9}  {version:<10} {below}", level.as_str())
+        + &apart(child.clock)
+}
+
+/// Nothing is said of clocks that agree.
+fn apart(clock: Option<Skew>) -> String {
+    let said = |skew: Skew| format!("  clock differs by {:+.1} s", skew.ahead_seconds());
+    clock.filter(Skew::is_apart).map_or_else(String::new, said)
 }

@@ -1,9 +1,10 @@
 //! X.509 SVIDs from files: read, checked against each other, and used to sign key bindings.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use hierarchy::{
     Identity, Millis, Refusal,
+    link::skew,
     signing::{SvidKey, TrustBundle},
 };
 use rustls::{SignatureScheme, crypto::aws_lc_rs, sign::CertifiedKey};
@@ -48,7 +49,7 @@ pub enum SvidError {
     },
     /// The certificate does not chain to the bundle, is expired, or names no agent.
     #[error(
-        "the certificate in {cert} is refused ({refusal}); check its validity, its URI SAN and the bundle {bundle}"
+        "the certificate in {cert} is refused ({refusal}); check its validity, this machine's clock, its URI SAN and the bundle {bundle}"
     )]
     Refused {
         /// The certificate's file.
@@ -73,7 +74,9 @@ pub enum SvidError {
 }
 
 impl Svid {
-    /// Reads the files and checks them for `expected` at `now`.
+    /// Reads the files and checks them for `expected` at `now`, or at the nearest time at which they hold: as
+    /// long as that is less than [`skew::DOUBT`] away, this machine's clock may be wrong, and those to whom the
+    /// agent connects know better.
     pub fn load(files: &IdentityFiles, expected: &Identity, now: Millis) -> Result<Svid, SvidError> {
         let chain = read_certificates("certificate", &files.cert)?;
         let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| SvidError::Unreadable {
@@ -92,6 +95,9 @@ impl Svid {
             trust.add(expected.trust_domain.clone(), &authority).map_err(refused)?;
         }
         let leaf = EndEntityCert::try_from(&chain[0]).map_err(|_| refused(Refusal::BadBinding))?;
+        let holding = trust.nearest(&leaf, &chain[1..], now);
+        let off = holding.since(now).max(now.since(holding));
+        let now = if off <= skew::DOUBT { holding } else { now };
         let identity = trust.check_leaf(&leaf, &chain[1..], [now, now]).map_err(refused)?;
         if identity != *expected {
             return Err(SvidError::Other {
@@ -99,6 +105,10 @@ impl Svid {
                 found: identity,
                 expected: expected.clone(),
             });
+        }
+        if off > Duration::ZERO {
+            tracing::warn!(cert = %files.cert.display(), nearest = %holding,
+                "the certificate does not hold at the time of this machine's clock; set the clock, or renew it");
         }
         let holds = |at: Millis| trust.check_leaf(&leaf, &chain[1..], [at, at]).is_ok();
         let validity = [

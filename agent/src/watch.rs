@@ -11,7 +11,7 @@ use coordinator::{
 };
 use hierarchy::{
     Level, Path,
-    link::Tick,
+    link::{Skew, Tick},
     rollup::{Health, Version},
     subject::{self, Speaker},
 };
@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    clock::{self, Monotonic},
+    clock::{MeshTime, Monotonic},
     link::{downlink::FromChild, uplink::UplinkState},
     telemetry::Sampler,
 };
@@ -40,6 +40,8 @@ pub struct WatchParts {
     pub window: Duration,
     /// The connection in account MESH.
     pub mesh: Client,
+    /// What time it is.
+    pub time: MeshTime,
     /// The children.
     pub registry: Registry,
     /// What children say.
@@ -59,7 +61,7 @@ pub async fn run(mut parts: WatchParts, cancel: CancellationToken) -> Result<(),
     let clock = Monotonic::new();
     let version: Version = crate::VERSION.parse().expect("the version of this crate is short and plain");
     let mut aggregator =
-        Aggregator::new(parts.path.clone(), version, parts.window, clock.now(), clock::wall());
+        Aggregator::new(parts.path.clone(), version, parts.window, clock.now(), parts.time.now());
     let mut sample = tokio::time::interval(parts.interval);
     let mut look = tokio::time::interval(LOOK_EVERY);
     for timer in [&mut sample, &mut look] {
@@ -94,6 +96,11 @@ impl WatchParts {
                 })
                 .map_err(|error| error.to_string())
             }
+            FromChild::Clock { child, skew } => self
+                .registry
+                .clock(&child, skew)
+                .map(|was_apart| self.say(&child, skew, was_apart))
+                .map_err(|error| error.to_string()),
             FromChild::Report { subject, incarnation, seq, data } => {
                 let place = Place { incarnation, seq };
                 let arrived = aggregator.arrived(&mut self.registry, &subject, place, &data);
@@ -105,9 +112,20 @@ impl WatchParts {
         }
     }
 
+    /// Names who differs from whom, once.
+    fn say(&self, child: &Path, skew: Skew, was_apart: bool) {
+        let parent = &self.path;
+        if skew.is_apart() && !was_apart {
+            tracing::warn!(%child, %parent, seconds_ahead = skew.ahead_seconds(),
+                "a child's clock differs from this machine's; set the one that is wrong");
+        } else if was_apart && !skew.is_apart() {
+            tracing::info!(%child, %parent, "a child's clock agrees with this machine's again");
+        }
+    }
+
     async fn sample(&mut self, aggregator: &mut Aggregator) {
         let health = *self.health.borrow();
-        let sample = self.sampler.sample(clock::wall(), health);
+        let sample = self.sampler.sample(self.time.now(), health);
         if self.path.level() == Level::Node {
             self.publish(subject::TELEMETRY, &sample).await;
         } else {
@@ -129,11 +147,14 @@ impl WatchParts {
         let cut_off = self.uplink.as_ref().is_some_and(|uplink| !uplink.borrow().open);
         let unaccounted = |report: &Report| report.totals.iter().any(|(_, totals)| totals.unaccounted > 0);
         let alarm = self.losses.borrow().as_ref().is_some_and(unaccounted);
-        let health = if cut_off || alarm { Health::Degraded } else { Health::Ok };
+        // A clock outside the own certificate's time is wrong, or the certificate is over.
+        let clock =
+            self.uplink.as_ref().is_some_and(|uplink| uplink.borrow().is_apart()) || !self.time.holds();
+        let health = if cut_off || alarm || clock { Health::Degraded } else { Health::Ok };
         self.health.send_if_modified(|known| std::mem::replace(known, health) != health);
         self.children.send_replace(self.registry.statuses(now).collect());
         if self.path.level() != Level::Node
-            && let Some(rollup) = aggregator.tick(now, clock::wall(), &self.registry)
+            && let Some(rollup) = aggregator.tick(now, self.time.now(), &self.registry)
         {
             self.publish(subject::ROLLUP, &rollup).await;
         }

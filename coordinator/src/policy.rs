@@ -145,6 +145,11 @@ impl Policy {
         self.kept_whole
     }
 
+    /// Whether a rule keeps back anything that was published on this subject. Changes and counts nothing.
+    pub fn may_keep_back(&self, subject: &str) -> bool {
+        self.rules[self.rule_of(subject)].rule.action != Action::Forward
+    }
+
     fn rule_of(&self, subject: &str) -> usize {
         let found = self.rules.iter().position(|applied| applied.rule.subject.matches(subject));
         found.unwrap_or(self.rules.len() - 1)

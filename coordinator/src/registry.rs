@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use hierarchy::{
     Lane, Level, Path,
-    link::Tick,
+    link::{Skew, Tick},
     rollup::{Census, Presence, Version},
 };
 use serde::{Deserialize, Serialize};
@@ -114,6 +114,9 @@ pub struct ChildStatus {
     pub version: Option<Version>,
     /// What it has and this agent has not, by lane.
     pub lag: BTreeMap<Lane, Lag>,
+    /// How far its clock is ahead of this agent's, as it told last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<Skew>,
     /// The agents below it, by level, as its last roll-up told.
     pub descendants: BTreeMap<Level, Presence>,
 }
@@ -153,6 +156,8 @@ struct Child {
     /// The state that the last tick reported.
     reported: LinkState,
     lag: BTreeMap<Lane, Lag>,
+    /// How far its clock is ahead.
+    clock: Option<Skew>,
     /// What its last roll-up told of itself and those below.
     census: Option<Census>,
 }
@@ -210,6 +215,12 @@ impl Registry {
     pub fn lags(&mut self, child: &Path, lane: Lane, lag: Lag) -> Result<(), RegistryError> {
         self.child(child)?.lag.insert(lane, lag);
         Ok(())
+    }
+
+    /// A child has found how far its clock is ahead of this agent's; whether the clocks were apart before.
+    pub fn clock(&mut self, child: &Path, skew: Skew) -> Result<bool, RegistryError> {
+        let before = self.child(child)?.clock.replace(skew);
+        Ok(before.is_some_and(|before| before.is_apart()))
     }
 
     /// A child's roll-up told who is there: itself and those below it. What it tells of any higher level
@@ -287,6 +298,7 @@ impl Registry {
             last_seen_ms_ago: child.seen.as_ref().map(|seen| millis(now.saturating_sub(seen.at))),
             version: child.seen.as_ref().map(|seen| seen.version.clone()),
             lag: child.lag.clone(),
+            clock: child.clock,
             descendants: child.census.as_ref().map(|census| census.presence.clone()).unwrap_or_default(),
         })
     }
@@ -304,6 +316,7 @@ impl Registry {
             seen: None,
             reported: LinkState::NeverSeen,
             lag: BTreeMap::new(),
+            clock: None,
             census: None,
         }))
     }

@@ -11,9 +11,10 @@ use crate::{Millis, Path, Refusal, strict_json, subject};
 const DEFAULT_RETRIES: u32 = 2;
 /// Most tries beyond the first.
 const MAX_RETRIES: u32 = 100;
-/// Wait before the first retry; doubles up to [`MAX_BACKOFF`].
+/// Wait before the first retry; doubles up to [`LONGEST_WAIT`].
 const BACKOFF: Duration = Duration::from_secs(1);
-const MAX_BACKOFF: Duration = Duration::from_secs(300);
+/// The longest wait before the next try.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
 /// A task as it travels between levels and lies in their work queues.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -187,7 +188,7 @@ impl TaskSpec {
         if self.attempt > self.max_retries {
             return None;
         }
-        let doubled = BACKOFF.saturating_mul(2u32.saturating_pow(self.attempt - 1)).min(MAX_BACKOFF);
+        let doubled = BACKOFF.saturating_mul(2u32.saturating_pow(self.attempt - 1)).min(LONGEST_WAIT);
         let next = TaskSpec { attempt: self.attempt + 1, ..self.clone() };
         Some((next, doubled.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0)))
     }

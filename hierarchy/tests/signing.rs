@@ -13,12 +13,15 @@ use hierarchy::{
     signing::{Binding, Signer, Timeliness, TrustBundle, Verifier},
 };
 
+use webpki::EndEntityCert;
+
 use support::{
-    authority::{Authority, Svid},
+    authority::{Authority, Svid, date},
     forge::BindingForge,
     world::{BEGIN, DOMAIN, END, NOW, World, domain, draft, identity, raw},
 };
 
+const HOUR: u64 = 3_600_000;
 const AGE: Timeliness = Timeliness::Live(Duration::from_secs(60));
 const ID: &str = "spiffe://lucent.test/mesh/s1/c1/n1";
 
@@ -192,4 +195,32 @@ fn an_identity_is_looked_up_in_its_own_domain_only() {
     assert_eq!(learn(&theirs, &other), Ok(()));
     assert_eq!(learn(&theirs, ID), Err(Refusal::UntrustedIssuer));
     assert_eq!(learn(&ours, &other), Err(Refusal::UntrustedIssuer));
+}
+
+/// For an agent whose own clock is wrong.
+#[test]
+fn the_nearest_time_at_which_a_chain_holds_is_an_end_of_its_shortest_certificate() {
+    let root = Authority::root("Root");
+    let (not_before, not_after) =
+        (Millis(NOW.0 / 1000 * 1000 - HOUR / 4), Millis(NOW.0 / 1000 * 1000 + HOUR / 4));
+    let issuing = root.intermediate_with("Site", |params| {
+        (params.not_before, params.not_after) = (date(not_before), date(not_after));
+    });
+    let nearest = |svid: &Svid, now: u64| {
+        let leaf = EndEntityCert::try_from(&svid.chain[0]).unwrap();
+        trusting(&root).nearest(&leaf, &svid.chain[1..], Millis(now))
+    };
+    let svid = issuing.svid(ID);
+    for (now, expected) in [
+        (NOW.0, NOW),
+        (not_before.0 - 1000, not_before),
+        (BEGIN.0 - 3 * HOUR, not_before),
+        (not_after.0 + 1000, not_after),
+        (END.0 + 3 * HOUR, not_after),
+    ] {
+        assert_eq!(nearest(&svid, now), expected, "at {now}");
+    }
+    // What is wrong with it is not the time.
+    let stranger = Authority::root("Root").svid(ID);
+    assert_eq!(nearest(&stranger, END.0 + HOUR), Millis(END.0 + HOUR));
 }

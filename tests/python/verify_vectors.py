@@ -178,6 +178,12 @@ def strings(text, span):
     return [string(text, item) for item in items(text, span)]
 
 
+def signed(text, span):
+    sign = text[span[0]] == "-"
+    number = integer(text, [span[0] + sign, span[1]], 2**63 - 1)
+    return -number if sign else number
+
+
 def integer(text, span, most=U64):
     raw = text[span[0] : span[1]]
     if not re.fullmatch(r"0|[1-9][0-9]*", raw) or len(raw) > 20 or int(raw) > most:
@@ -598,6 +604,8 @@ LINK_MESSAGES = {
     "LinkFrame": ("frame", ["session", "lane", "parcels", "last"], ["bindings"]),
     "LinkAck": ("ack", ["session", "lane", "cursor", "credit", "receivedAt"], ["refused"]),
     "LinkReset": ("reset", ["session"], []),
+    "LinkClock": ("clock", ["number"], ["skew"]),
+    "LinkTime": ("time", ["number", "received", "sent"], []),
 }
 OF_A_LANE = {"LinkHello": (["incarnation", "start", "last"], []), "LinkWelcome": (["cursor", "credit"], ["digest"])}
 
@@ -609,7 +617,7 @@ def read_link(kind, text, at):
     name, required, optional = LINK_MESSAGES[kind]
     spans = fields(text, fields(text, at, [name])[name][0], required, optional)
     said = {field: read_said(kind, field, text, span) for field, span in spans.items()}
-    if said["session"] >= 2**53 or said.get("lane", "bulk") not in LANES:
+    if said.get("session", said.get("number")) >= 2**53 or said.get("lane", "bulk") not in LANES:
         raise Bad("session or lane")
     if [] in (said.get("bindings"), said.get("refused")):
         raise Bad("an empty list")
@@ -636,13 +644,15 @@ def read_said(kind, field, text, span):
         return [read_values(text, item[0], ["after", "last", "len", "digest"]) for item in items(text, span)]
     if field == "refused":
         return [read_values(text, item[0], ["last", "reason"]) for item in items(text, span)]
+    if field == "skew":
+        return read_values(text, span[0], ["aheadMs", "withinMs"])
     if field == "bindings":
         return [text[slice(*item)] for item in items(text, span)]
     return string(text, span) if field in ("lane", "version") else integer(text, span)
 
 
 def read_values(text, at, required, optional=()):
-    special = {"digest": lambda text, span: base64url(string(text, span), 32), "reason": string}
+    special = {"aheadMs": signed, "digest": lambda text, span: base64url(string(text, span), 32), "reason": string}
     spans = fields(text, at, required, optional)
     return {name: special.get(name, integer)(text, span) for name, span in spans.items()}
 

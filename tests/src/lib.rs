@@ -5,6 +5,7 @@
 //! once as the machine has cores, whichever test binaries want them.
 
 pub mod burst;
+pub mod clocks;
 pub mod door;
 pub mod eventually;
 pub mod forge;
@@ -21,6 +22,7 @@ pub mod publisher;
 pub mod random;
 pub mod scrape;
 mod turn;
+pub mod wire;
 
 pub use mesh::{Mesh, path};
 pub use observer::Observer;

@@ -1,6 +1,7 @@
 //! The programs under test and how they are run to their end.
 
 use std::{
+    os::unix::fs::PermissionsExt as _,
     path::{Path as FilePath, PathBuf},
     process::{Output, Stdio},
     time::Duration,
@@ -22,6 +23,26 @@ pub fn agent() -> PathBuf {
     let built = target_dir().join("agent");
     assert!(built.exists(), "{} is not there: run cargo build -p agent first", built.display());
     built
+}
+
+/// A program in `dir` that stands in for `agent`: first it does what these shell lines say, in which `$at` is the
+/// agent's path, with `_` between its parts.
+pub fn wrapped_agent(dir: &FilePath, lines: &str) -> PathBuf {
+    let program = dir.join("wrapped-agent");
+    // The agent's path stands in its configuration; global has none.
+    let script = format!(
+        "#!/bin/sh\n\
+         for config; do case $config in *.toml) break ;; esac; done\n\
+         at=$(sed -n 's/^path = \"\\(.*\\)\"/\\1/p' \"$config\" | tr / _)\n\
+         at=${{at:-global}}\n\
+         {lines}\n\
+         exec {agent:?} \"$@\"\n",
+        agent = agent(),
+    );
+    std::fs::write(&program, script).expect("the directory can be written");
+    let executable = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(&program, executable).expect("it is ours");
+    program
 }
 
 /// The nats-server that the meshes run on: `LUCENT_NATS_SERVER`, or what `scripts/setup env` finds. Never just

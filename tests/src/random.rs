@@ -9,10 +9,20 @@ pub struct Random(u64);
 impl Random {
     /// Seeded from the environment or else from the clock; prints the seed.
     pub fn seeded() -> Random {
-        let given = std::env::var("LUCENT_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+        Random::seeded_by("LUCENT_TEST_SEED")
+    }
+
+    /// As [`Random::seeded`], by another variable.
+    pub fn seeded_by(variable: &str) -> Random {
+        let given = std::env::var(variable).ok().and_then(|seed| seed.parse().ok());
         let seed = given.unwrap_or_else(|| agent::clock::wall().0);
-        println!("LUCENT_TEST_SEED={seed} repeats these moments");
+        println!("{variable}={seed} repeats these moments");
         Random(seed)
+    }
+
+    /// One of these.
+    pub fn one_of<'a, T>(&mut self, these: &'a [T]) -> &'a T {
+        &these[(self.number() % these.len() as u64) as usize]
     }
 
     /// The next number.

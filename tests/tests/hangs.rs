@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use coordinator::registry::LinkState;
 use nix::sys::signal::Signal;
 use tests::{Mesh, Observer, Publisher, eventually, eventually::when, path, processes};
 
@@ -12,6 +13,15 @@ const NODE: &str = "s1/c1/n1";
 const ARRIVED_WITHIN: Duration = Duration::from_secs(60);
 /// Noticed within 6 s, and a little for this machine.
 const NOTICED_WITHIN: Duration = Duration::from_secs(8);
+/// Longer than a session lasts without a sign of life.
+const HANGS_FOR: Duration = Duration::from_secs(30);
+
+/// What the parent says of a child.
+async fn state_of(mesh: &Mesh, child: &str) -> Option<LinkState> {
+    let child = path(child);
+    let status = mesh.status(&child.parent()?).await?;
+    status.children.iter().find(|known| known.path == child).map(|known| known.state)
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_hangs_is_noticed_within_seconds_and_replaced_and_nothing_is_lost() {
@@ -48,16 +58,27 @@ async fn a_server_that_hangs_is_noticed_within_seconds_and_replaced_and_nothing_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_agent_that_hangs_for_a_while_loses_nothing() {
+async fn an_agent_that_hangs_for_30_seconds_is_silent_to_its_parent_within_6_and_loses_nothing() {
     let mesh = Mesh::start(&TREE).await;
     let observer = Observer::start(&mesh).await;
     let publisher = Publisher::start(&mesh, NODE, 200).await;
     for at in ["s1/c1", NODE] {
         let pid = mesh.agent_pid(&path(at)).expect("the agent runs");
+        let stopped = Instant::now();
         processes::signal(pid, Signal::SIGSTOP);
-        // Longer than a session lasts without a sign of life.
-        tokio::time::sleep(Duration::from_secs(20)).await;
+        for (silent, within) in [(LinkState::Suspect, 6_000), (LinkState::Absent, 8_000)] {
+            eventually!(Duration::from_millis(within), {
+                let state = state_of(&mesh, at).await;
+                when(state == Some(silent), state)
+            });
+            println!("{at}: {silent:?} at its parent after {:.1?}", stopped.elapsed());
+        }
+        tokio::time::sleep_until((stopped + HANGS_FOR).into()).await;
         processes::signal(pid, Signal::SIGCONT);
+        eventually!(Duration::from_secs(10), {
+            let state = state_of(&mesh, at).await;
+            when(state == Some(LinkState::Up), state)
+        });
         let before = observer.seen().numbers(NODE).len();
         eventually!(ARRIVED_WITHIN, {
             let arrived = observer.seen().numbers(NODE).len();

@@ -346,3 +346,36 @@ async fn the_ledger_survives_kills_of_global_and_its_server_and_counts_nothing_t
     let numbers = mesh.numbers("global").await;
     assert!(Lane::ALL.into_iter().all(|lane| unaccounted(&numbers, lane) == 0.0), "{}", numbers.text());
 }
+
+/// It is noted in memory for half a second, and what was sent behind it has moved the parent's cursor past it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_policy_kept_back_is_stated_though_the_agent_was_killed_before_it_could() {
+    const ROUNDS: u64 = 6;
+    let mut mesh = chain_with(CLUSTER, DROP_LOCAL).await;
+    let observer = Observer::start(&mesh).await;
+    let node = jetstream::new(mesh.client(NODE).await);
+    let publish = async |tail: &str| {
+        let subject = format!("lucent.hierarchy.node.n1.{tail}");
+        let sent = node.publish_with_headers(subject, in_lane(Lane::Bulk), "x".into()).await.unwrap();
+        sent.await.unwrap();
+    };
+    for round in 1..=ROUNDS {
+        publish("local").await;
+        // So that no batch holds two subjects.
+        eventually!(SOON, {
+            let js = jetstream::new(mesh.client(CLUSTER).await);
+            let stored = js.get_stream("LANE_BULK").await.unwrap().cached_info().state.last_sequence;
+            when(stored == 2 * round - 1, stored)
+        });
+        publish("x").await;
+        eventually!(SOON, {
+            let arrived = observer.seen().of(NODE).len() as u64;
+            when(arrived == round, arrived)
+        });
+        mesh.kill_agent(&path(CLUSTER)).await;
+        mesh.start_again(CLUSTER).await;
+    }
+    let totals = settled(&mesh, Lane::Bulk, 2 * ROUNDS).await;
+    assert_eq!((totals.published, totals.arrived), (2 * ROUNDS, ROUNDS), "{totals:?}");
+    assert_eq!(totals.lost, only(LossReason::Policy, ROUNDS));
+}

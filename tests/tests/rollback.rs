@@ -5,7 +5,8 @@
 use std::{collections::BTreeSet, fs, path::Path as FilePath, time::Duration};
 
 use async_nats::jetstream;
-use tests::{Mesh, Observer, eventually, eventually::when, mesh::path};
+use nix::sys::signal::Signal;
+use tests::{Mesh, Observer, eventually, eventually::when, losses, mesh::path, processes};
 
 const NODE: &str = "s1/c1/n1";
 const ARRIVED_WITHIN: Duration = Duration::from_secs(60);
@@ -110,4 +111,54 @@ async fn a_node_that_lost_its_whole_store_loses_nothing_new() {
     let taken = publish(&mesh, "new", 400).await;
     mesh.start_again("s1/c1").await;
     arrive(&observer, &taken).await;
+}
+
+/// The whole directory is put back as it was half a minute before, as from a snapshot of the disk: with the server
+/// running, at one moment.
+async fn restored_from_half_a_minute_ago(at: &str) {
+    const OLD: Duration = Duration::from_secs(30);
+    let mut mesh = Mesh::start(&["global", "s1", "s1/c1", NODE]).await;
+    let observer = Observer::start(&mesh).await;
+    let store = mesh.agent(&path(at)).state.join("nats/jetstream");
+    let earlier = mesh.dir().join("earlier");
+    arrive(&observer, &publish(&mesh, "before", 200).await).await;
+
+    let server = mesh.server_pid(&path(at)).expect("the server runs");
+    processes::signal(server, Signal::SIGSTOP);
+    copy(&store, &earlier);
+    processes::signal(server, Signal::SIGCONT);
+    let (copied, mut gone) = (tokio::time::Instant::now(), BTreeSet::new());
+    while copied.elapsed() < OLD {
+        gone.append(&mut publish(&mesh, &format!("{:?} after the copy", copied.elapsed()), 100).await);
+    }
+    arrive(&observer, &gone).await;
+    println!("{} events in the {:.0?} after the copy", gone.len(), copied.elapsed());
+
+    mesh.kill_both(at).await;
+    fs::remove_dir_all(&store).unwrap();
+    copy(&earlier, &store);
+    mesh.start_again(at).await;
+    arrive(&observer, &publish(&mesh, "new", 500).await).await;
+
+    let seen = observer.seen();
+    let bodies: Vec<_> = seen.of(NODE).iter().map(|event| event.data.clone()).collect();
+    let once: BTreeSet<_> = bodies.iter().collect();
+    assert_eq!(bodies.len(), once.len(), "some arrived more than once");
+    // A hole would count after 15 s.
+    tokio::time::sleep(Duration::from_secs(16)).await;
+    let report = losses::report(&mesh).await.unwrap();
+    for row in report.rows.iter().filter(|row| row.origin == path(NODE)) {
+        println!("{} {}: {:?}", row.origin, row.lane, row.totals);
+    }
+    assert_eq!(report.totals.normal.unaccounted, 0, "{report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_nodes_store_restored_from_a_copy_30_seconds_old_loses_and_doubles_nothing_that_had_arrived() {
+    restored_from_half_a_minute_ago(NODE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clusters_store_restored_from_a_copy_30_seconds_old_loses_and_doubles_nothing_that_had_arrived() {
+    restored_from_half_a_minute_ago("s1/c1").await;
 }

@@ -103,10 +103,8 @@ async fn a_mesh_of_old_nats_servers_works_on_loopback_and_warns() {
         return println!("skipped: there is no old nats-server; scripts/setup test says why");
     };
     let dir = tempfile::tempdir().unwrap();
-    let agent = program::agent();
-    let script =
-        format!("#!/bin/sh\nLUCENT_NATS_SERVER={:?} exec {:?} \"$@\"\n", old.display(), agent.display());
-    let agent_on_old = executable(&dir, "agent-on-old", &script);
+    let lines = format!("export LUCENT_NATS_SERVER={old:?}");
+    let agent_on_old = program::wrapped_agent(dir.path(), &lines);
     let mesh = Mesh::start_program(agent_on_old, &["global", "s1", "s1/c1", "s1/c1/n1"], |_, _| {}).await;
     let observer = Observer::start(&mesh).await;
     let publisher = Publisher::start(&mesh, "s1/c1/n1", 200).await;

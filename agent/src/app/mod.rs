@@ -44,7 +44,7 @@ use crate::{
         self, BrokerError,
         server::{self, Server},
     },
-    clock,
+    clock::{self, MeshTime},
     config::Config,
     dead_letters::dead_letters,
     dispatch::{
@@ -129,6 +129,7 @@ impl Agent {
         let started = Instant::now();
         let svid = Svid::load(&config.identity, &config.spiffe_id(), clock::wall())?;
         let signer = Arc::new(make_signer(&svid)?);
+        let time = MeshTime::new(svid.validity);
         let metrics = Metrics::new();
         let listener = listen_http(config.http.listen).await?;
         let http = listener.local_addr().map_err(|error| AppError::Machine(error.to_string()))?;
@@ -185,6 +186,7 @@ impl Agent {
             let parts = IngestParts {
                 path: config.path.clone(),
                 signer: signer.clone(),
+                time: time.clone(),
                 js: js.clone(),
                 bucket: link.clone(),
                 mesh: connections.mesh.clone(),
@@ -221,6 +223,7 @@ impl Agent {
             let parts = UplinkParts {
                 path: config.path.clone(),
                 signer: signer.clone(),
+                time: time.clone(),
                 verifier: Verifier::new(svid.trust.clone(), 64),
                 bindings: bindings.clone(),
                 js: js.clone(),
@@ -253,6 +256,7 @@ impl Agent {
             let parts = DownlinkParts {
                 path: config.path.clone(),
                 signer: signer.clone(),
+                time: time.clone(),
                 verifier: Verifier::new(svid.trust.clone(), BINDINGS_AT_HAND),
                 bindings,
                 js: js.clone(),
@@ -336,6 +340,7 @@ impl Agent {
                 path: config.path.clone(),
                 js,
                 signer,
+                time: time.clone(),
                 records,
                 custody,
                 dead_letters: letters,
@@ -353,6 +358,7 @@ impl Agent {
             interval: config.telemetry.interval,
             window: config.telemetry.window,
             mesh: connections.mesh.clone(),
+            time,
             registry: make_registry(&config)?,
             reports: reports_rx,
             uplink: uplink.clone(),

@@ -94,9 +94,9 @@ fn meaning(line: &str) -> Option<&'static str> {
         () if has("authentication error") => {
             Some("a child is refused: its certificate names no path in leaf.children")
         }
-        () if has("certificate has expired") => {
-            Some("a leaf link is refused: the other side's certificate has expired; renew its identity")
-        }
+        () if has("certificate has expired") => Some(
+            "a leaf link is refused: the other side's certificate does not hold now; renew its identity, or set the clock of this machine",
+        ),
         () if has("handshake error") && has("unknown authority") => Some(
             "a leaf link is refused: the other side's certificate does not chain to this agent's trust bundle",
         ),

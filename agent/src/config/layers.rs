@@ -16,13 +16,16 @@ use super::{
 /// Variables that begin with `LUCENT_` and are no configuration: the name of the file, what runners give to
 /// their tasks (an agent may be started by a task), and what `scripts/setup env` and the tests put into the
 /// environment of everything they start.
-const NOT_SETTINGS: [&str; 9] = [
+const NOT_SETTINGS: [&str; 12] = [
     "LUCENT_CONFIG",
     "LUCENT_TASK_ID",
     "LUCENT_EPOCH",
     "LUCENT_IDEMPOTENCY_KEY",
     "LUCENT_CACHE",
     "LUCENT_NATS_SERVER_OLD",
+    "LUCENT_CHAOS_FOR",
+    "LUCENT_CHAOS_SEED",
+    "LUCENT_TEST_FAKETIME",
     "LUCENT_TEST_PYTHON",
     "LUCENT_TEST_SEED",
     "LUCENT_AGENT",

@@ -1,6 +1,6 @@
 //! A throw-away certificate authority for development: it lives as long as the mesh does.
 
-use std::{fs, io, os::unix::fs::OpenOptionsExt as _, path::Path as FilePath};
+use std::{fs, io, os::unix::fs::OpenOptionsExt as _, path::Path as FilePath, time::Duration};
 
 use hierarchy::{Identity, Path, TrustDomain};
 use rcgen::{
@@ -49,6 +49,11 @@ impl DevAuthority {
 
     /// An SVID for any identity, so that tests can play the impostor.
     pub fn issue_for(&self, identity: &Identity) -> Result<IssuedSvid, rcgen::Error> {
+        self.issue_lasting(identity, Duration::from_secs(30 * 24 * 3600))
+    }
+
+    /// An SVID that holds from an hour ago until so long from now.
+    pub fn issue_lasting(&self, identity: &Identity, left: Duration) -> Result<IssuedSvid, rcgen::Error> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::OrganizationName, "SPIRE");
@@ -60,10 +65,10 @@ impl DevAuthority {
             SanType::DnsName("localhost".try_into()?),
             SanType::IpAddress([127, 0, 0, 1].into()),
         ];
-        let now = std::time::Duration::from_millis(crate::clock::wall().0);
+        let now = Duration::from_millis(crate::clock::wall().0);
         let start = time::OffsetDateTime::UNIX_EPOCH + now;
         params.not_before = start - time::Duration::hours(1);
-        params.not_after = start + time::Duration::days(30);
+        params.not_after = start + left;
         let cert = params.signed_by(&key, &self.issuer)?;
         Ok(IssuedSvid { cert: cert.pem(), key: key.serialize_pem(), bundle: self.certificate.clone() })
     }

@@ -8,14 +8,15 @@ use async_nats::jetstream::{
 };
 use futures_util::StreamExt as _;
 use hierarchy::{
-    Lane, Millis, Path, Refusal,
+    Lane, Path, Refusal,
     envelope::{Draft, Parsed},
     link::Batch,
     signing::Signer,
     subject,
-    task::{TaskOutcome, TaskReport, TaskSpec},
+    task::{self, TaskOutcome, TaskReport, TaskSpec},
 };
 use serde_json::json;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -25,7 +26,7 @@ use super::{
     records::{Records, TaskState},
 };
 use crate::{
-    clock,
+    clock::{MeshTime, sleep_until},
     dead_letters::{DeadLetter, DeadLetters},
     link::HIERARCHY,
     metrics::{Metrics, Reason},
@@ -42,6 +43,8 @@ pub struct HomeParts {
     pub js: jetstream::Context,
     /// Signs answers.
     pub signer: Arc<Signer>,
+    /// What to date them with.
+    pub time: MeshTime,
     /// The tasks' records.
     pub records: Records,
     /// Puts the next try into the queue.
@@ -55,17 +58,19 @@ pub struct HomeParts {
 /// The home.
 pub struct Home {
     parts: HomeParts,
-    /// Tasks whose next try is due at a time, soonest first.
-    due: BinaryHeap<Reverse<(Millis, String)>>,
+    /// Tasks whose next try is due, soonest first; a step of the wall clock delays none.
+    due: BinaryHeap<Reverse<(Instant, String)>>,
 }
 
 impl Home {
     /// Collects results until cancelled.
     pub async fn run(parts: HomeParts, cancel: CancellationToken) -> Result<(), DispatchError> {
         let mut home = Home { due: BinaryHeap::new(), parts };
+        let now = home.parts.time.now();
         for record in home.parts.records.retrying().await? {
             if let TaskState::Retrying { due, .. } = record.state {
-                home.due.push(Reverse((due, record.spec.id)));
+                let wait = due.since(now).min(task::LONGEST_WAIT);
+                home.due.push(Reverse((Instant::now() + wait, record.spec.id)));
             }
         }
         while !cancel.is_cancelled() {
@@ -97,15 +102,14 @@ impl Home {
     /// Until the reader breaks or the agent stops.
     async fn collect(&mut self, reports: &mut pull::Stream, cancel: &CancellationToken) {
         loop {
-            let next_due =
-                self.due.peek().map_or(Duration::from_secs(60), |Reverse((due, _))| due.since(clock::wall()));
+            let next_due = self.due.peek().map(|Reverse((due, _))| *due);
             tokio::select! {
                 () = cancel.cancelled() => return,
                 message = reports.next() => match message {
                     Some(Ok(message)) => self.on_message(message).await,
                     _ => return,
                 },
-                () = tokio::time::sleep(next_due) => self.start_due().await,
+                () = sleep_until(next_due) => self.start_due().await,
             }
         }
     }
@@ -142,7 +146,7 @@ impl Home {
             }
             TaskOutcome::Failed { reason, log_tail } => match record.spec.retry(jitter()) {
                 Some((next, wait)) => {
-                    let due = clock::wall().plus(wait);
+                    let due = self.parts.time.now().plus(wait);
                     tracing::info!(
                         task = record.spec.id,
                         attempt = record.spec.attempt,
@@ -153,7 +157,7 @@ impl Home {
                     record.state = TaskState::Retrying { due, reason: reason.clone() };
                     record.spec = next;
                     self.parts.records.update(&record, revision).await?;
-                    self.due.push(Reverse((due, record.spec.id)));
+                    self.due.push(Reverse((Instant::now() + wait, record.spec.id)));
                 }
                 None => {
                     record.state = TaskState::Dead { reason: reason.clone() };
@@ -169,13 +173,13 @@ impl Home {
     }
 
     async fn start_due(&mut self) {
-        let now = clock::wall();
+        let now = Instant::now();
         while self.due.peek().is_some_and(|Reverse((due, _))| *due <= now)
             && let Some(Reverse((_, task))) = self.due.pop()
         {
             if let Err(error) = self.start_again(&task).await {
                 tracing::warn!(%error, task, "the next try waits");
-                return self.due.push(Reverse((now.plus(RETRY), task)));
+                return self.due.push(Reverse((now + RETRY, task)));
             }
         }
     }
@@ -213,7 +217,7 @@ impl Home {
                 message_id: Uuid::now_v7(),
                 correlation_id: spec.correlation_id.as_deref().filter(|id| needs_no_escape(id)),
                 causation_id: Some(&spec.id),
-                timestamp: clock::wall(),
+                timestamp: self.parts.time.stamp(),
                 message_type: "TaskResult",
                 subject,
                 reply_to: None,

@@ -80,6 +80,13 @@ impl Inbox {
                 marks[lane] = Mark { place, latest: Millis(latest) };
             }
         }
+        // What comes from now on was never packed, also where places are given again since the inbox was
+        // rolled back, and times are earlier since the clock was.
+        let stream = js.get_stream(HIERARCHY).await.map_err(store_error("read"))?;
+        let end = stream.cached_info().state.last_sequence;
+        for (_, mark) in marks.iter_mut() {
+            mark.place = mark.place.min(end);
+        }
         let reader = Reader::Broken(tokio::time::Instant::now());
         let mut inbox = Inbox { js: js.clone(), reader, read: 0, purged: 0, marks, newest_incarnation };
         inbox.reopen_if_broken().await;

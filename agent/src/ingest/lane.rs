@@ -11,15 +11,15 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 use hierarchy::{
     Digest, Lane, Millis,
     envelope::Draft,
-    link::{Event, Pack, PackLimits, Packer, Parcel, Span, Tick, batch},
+    link::{Event, Pack, Packer, Parcel, Span, Tick, batch},
     signing::Signer,
-    subject::{self, Speaker},
+    subject,
 };
 use uuid::Uuid;
 
 use super::door::Waiter;
 use crate::{
-    clock,
+    clock::MeshTime,
     lanes::{Guards, Tails, tail::Stored},
     link::{contents::Contents, header},
 };
@@ -87,6 +87,7 @@ pub(super) struct LaneWriter {
     lane: Lane,
     stream: &'static str,
     signer: Arc<Signer>,
+    time: MeshTime,
     js: jetstream::Context,
     tails: Tails,
     packer: Packer,
@@ -111,10 +112,9 @@ pub(super) struct LaneWriter {
 impl LaneWriter {
     pub(super) fn new(
         lane: Lane,
-        speaker: &Speaker,
-        incarnation: u64,
-        limits: PackLimits,
+        packer: Packer,
         signer: Arc<Signer>,
+        time: MeshTime,
         js: jetstream::Context,
         tails: Tails,
     ) -> LaneWriter {
@@ -122,9 +122,10 @@ impl LaneWriter {
             lane,
             stream: nats_config::streams::lane_stream(lane),
             signer,
+            time,
             js,
             tails,
-            packer: Packer::new(speaker.clone(), lane, incarnation, limits),
+            packer,
             making: Made::default(),
             last_push: Tick::ZERO,
             alone: false,
@@ -232,7 +233,7 @@ impl LaneWriter {
             message_id: Uuid::now_v7(),
             correlation_id: None,
             causation_id: None,
-            timestamp: clock::wall(),
+            timestamp: self.time.stamp(),
             message_type: batch::MESSAGE_TYPE,
             subject: &pack.subject,
             reply_to: None,

@@ -26,7 +26,7 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use hierarchy::{
     ByLane, Lane, Path, Refusal,
     envelope::MAX_EVENT_BYTES,
-    link::{Event, PackLimits, Span},
+    link::{Event, PackLimits, Packer, Span},
     loss::{Loss, LossReason},
     signing::Signer,
     subject::{self, Speaker},
@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     accounting::{LossNotes, Numbered},
-    clock::Monotonic,
+    clock::{MeshTime, Monotonic},
     dead_letters::{DeadLetter, DeadLetters},
     ingest::{door::Asked, inbox::Inbox},
     lanes::{Fill, Guards, LaneRules, Tails, gate::Gate},
@@ -55,6 +55,8 @@ pub struct IngestParts {
     pub path: Path,
     /// Signs batches.
     pub signer: Arc<Signer>,
+    /// What to date them with.
+    pub time: MeshTime,
     /// The store.
     pub js: jetstream::Context,
     /// The link's bucket.
@@ -123,10 +125,9 @@ impl Ingest {
         let lanes = ByLane::new(|lane| {
             LaneWriter::new(
                 lane,
-                &speaker,
-                incarnation,
-                parts.pack,
+                Packer::new(speaker.clone(), lane, incarnation, parts.pack),
                 parts.signer.clone(),
+                parts.time.clone(),
                 js.clone(),
                 parts.tails.clone(),
             )

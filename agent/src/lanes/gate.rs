@@ -20,9 +20,7 @@ impl Gate {
 
     /// Whether what was published on this subject goes up.
     pub fn lets_up(&mut self, subject: &str) -> bool {
-        // What tasks wait for and what accounts for losses is not a matter of policy.
-        let tail = subject.splitn(5, '.').nth(4).unwrap_or_default();
-        if matches!(tail, subject::TASK_RESULT | subject::LOSS) {
+        if is_beyond_policy(subject) {
             return true;
         }
         let action = match self.policy.decide(subject) {
@@ -34,4 +32,14 @@ impl Gate {
         self.metrics.policy_kept.get_or_create(&Reason { reason: action.into() }).inc();
         false
     }
+    /// Whether what was published on this subject may have been kept back earlier. Counts nothing.
+    pub fn may_keep_back(&self, subject: &str) -> bool {
+        !is_beyond_policy(subject) && self.policy.may_keep_back(subject)
+    }
+}
+
+/// What tasks wait for and what accounts for losses is not a matter of policy.
+fn is_beyond_policy(subject: &str) -> bool {
+    let tail = subject.splitn(5, '.').nth(4).unwrap_or_default();
+    matches!(tail, subject::TASK_RESULT | subject::LOSS)
 }

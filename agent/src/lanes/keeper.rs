@@ -9,7 +9,7 @@ use async_nats::jetstream::{
 };
 use futures_util::StreamExt as _;
 use hierarchy::{
-    ByLane, Lane, Path,
+    ByLane, Lane, Millis, Path,
     loss::{Loss, LossReason},
 };
 use nats_config::streams::lane_stream;
@@ -64,6 +64,7 @@ pub struct KeeperParts {
 
 /// Keeps until cancelled.
 pub async fn run(parts: KeeperParts, cancel: CancellationToken) -> Result<(), std::convert::Infallible> {
+    let began = (clock::wall(), tokio::time::Instant::now());
     let mut timer = tokio::time::interval(EVERY);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -71,10 +72,12 @@ pub async fn run(parts: KeeperParts, cancel: CancellationToken) -> Result<(), st
             () = cancel.cancelled() => return Ok(()),
             _ = timer.tick() => {}
         }
+        // A step of the wall clock makes nothing older: in doubt a batch stays.
+        let now = clock::wall().min(began.0.plus(began.1.elapsed()));
         for lane in Lane::ALL {
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
-                kept = parts.keep(lane) => {
+                kept = parts.keep(lane, now) => {
                     if let Err(reason) = kept {
                         tracing::debug!(%lane, reason, "the lane was not looked at");
                     }
@@ -85,7 +88,7 @@ pub async fn run(parts: KeeperParts, cancel: CancellationToken) -> Result<(), st
 }
 
 impl KeeperParts {
-    async fn keep(&self, lane: Lane) -> Result<(), String> {
+    async fn keep(&self, lane: Lane, now: Millis) -> Result<(), String> {
         let stream = self.js.get_stream(lane_stream(lane)).await.map_err(|e| e.to_string())?;
         let state = &stream.cached_info().state;
         let bound = self.bounds[lane];
@@ -102,12 +105,12 @@ impl KeeperParts {
             _ if state.bytes > bound.bytes => state.bytes - bound.bytes / 100 * DOWN_TO,
             _ => 0,
         };
-        let waited = clock::wall().0.saturating_sub(millis(state.first_timestamp));
+        let waited = now.0.saturating_sub(millis(state.first_timestamp));
         if excess == 0 && Duration::from_millis(waited) <= bound.age {
             return Ok(());
         }
         let allowed = self.guards.iter().map(|guard| guard.get(lane)).min().unwrap_or(u64::MAX);
-        let dropped = self.choose(lane, &stream, excess, allowed).await?;
+        let dropped = self.choose(lane, &stream, now, excess, allowed).await?;
         let Some(last) = dropped.last else { return Ok(()) };
         if dropped.events > 0 {
             tracing::warn!(%lane, batches = dropped.batches, events = dropped.events, reason = %dropped.reason,
@@ -123,6 +126,7 @@ impl KeeperParts {
         &self,
         lane: Lane,
         stream: &Stream,
+        now: Millis,
         mut excess: u64,
         allowed: u64,
     ) -> Result<Dropped, String> {
@@ -133,7 +137,7 @@ impl KeeperParts {
         };
         let consumer = stream.create_consumer(config).await.map_err(|e| e.to_string())?;
         let mut messages = consumer.messages().await.map_err(|e| e.to_string())?;
-        let oldest = clock::wall().0.saturating_sub(self.bounds[lane].age.as_millis() as u64);
+        let oldest = now.0.saturating_sub(self.bounds[lane].age.as_millis() as u64);
         let mut dropped = Dropped { last: None, batches: 0, events: 0, reason: LossReason::Age };
         while dropped.batches < AT_ONCE {
             let Ok(Some(Ok(message))) = tokio::time::timeout(SILENCE, messages.next()).await else { break };

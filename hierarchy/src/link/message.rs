@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::Parcel;
+use super::{Parcel, Skew};
 use crate::{ByLane, Digest, Lane, Level, Millis, Path, Refusal, signing::Binding};
 
 /// What a child tells its parent, on `lucent.link.up.{level}.{id}`.
@@ -58,6 +58,14 @@ pub enum ChildMessage {
     /// The child's part in the flow of orders, which is the link's other way round: there the parent sends
     /// and the child receives. A welcome, a receipt or a reset.
     Orders(Box<ParentMessage>),
+    /// Asks what time it is.
+    Clock {
+        /// Of the question: fresh for each, below 2^53.
+        number: u64,
+        /// What the child has found so far.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        skew: Option<Skew>,
+    },
 }
 
 /// Room for one kind of work below a child.
@@ -145,6 +153,15 @@ pub enum ParentMessage {
         /// The session it does not know; 0 where it could not even read which one was meant.
         session: u64,
     },
+    /// What time it is.
+    Time {
+        /// Of the question.
+        number: u64,
+        /// When the question came, by the parent's time.
+        received: Millis,
+        /// When this answer goes.
+        sent: Millis,
+    },
     /// A task is handed down.
     Handoff {
         /// The task.
@@ -203,6 +220,7 @@ impl ChildMessage {
             ChildMessage::HandoffReply { .. } => "LinkHandoffReply",
             ChildMessage::Credit { .. } => "LinkCredit",
             ChildMessage::Orders(_) => "LinkOrders",
+            ChildMessage::Clock { .. } => "LinkClock",
         }
     }
 }
@@ -218,6 +236,7 @@ impl ParentMessage {
             ParentMessage::Reset { .. } => "LinkReset",
             ParentMessage::Handoff { .. } => "LinkHandoff",
             ParentMessage::Orders(_) => "LinkOrders",
+            ParentMessage::Time { .. } => "LinkTime",
         }
     }
 }

@@ -21,6 +21,7 @@ pub mod origins;
 pub mod packer;
 pub mod parent;
 pub mod resume;
+pub mod skew;
 
 pub use batch::{Batch, BatchEvent, Event};
 pub use child::{Child, ChildLimits, ChildOutput};
@@ -29,6 +30,7 @@ pub use message::{ChildMessage, LaneHello, ParcelHead, ParentMessage};
 pub use origins::{Origins, Span, Standing};
 pub use packer::{Pack, PackLimits, Packer};
 pub use parent::{Parent, ParentOutput, Verdict};
+pub use skew::{ParentClock, Reading, Skew};
 
 use bytes::Bytes;
 

@@ -45,22 +45,9 @@ impl TrustBundle {
         intermediates: &[CertificateDer<'_>],
         window: [Millis; 2],
     ) -> Result<Identity, Refusal> {
-        let mut uris = leaf.valid_uri_names();
-        let (Some(uri), None) = (uris.next(), uris.next()) else { return Err(Refusal::BadBinding) };
-        let identity: Identity = uri.parse().map_err(|_| Refusal::BadBinding)?;
-        let anchors = self.anchors.get(&identity.trust_domain).ok_or(Refusal::UntrustedIssuer)?;
+        let (identity, anchors) = self.issuers(leaf)?;
         for time in window {
-            let time = UnixTime::since_unix_epoch(std::time::Duration::from_millis(time.0));
-            leaf.verify_for_usage(
-                CHAIN_ALGORITHMS,
-                anchors,
-                intermediates,
-                time,
-                KeyUsage::client_auth(),
-                None,
-                None,
-            )
-            .map_err(|error| match error {
+            at(leaf, anchors, intermediates, time).map_err(|error| match error {
                 webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. } => {
                     Refusal::ExpiredBinding
                 }
@@ -72,4 +59,46 @@ impl TrustBundle {
         }
         Ok(identity)
     }
+    /// The time at which `leaf`'s chain holds that is nearest to `now`; `now` where there is none, or where
+    /// something else than the time is wrong with it.
+    pub fn nearest(
+        &self,
+        leaf: &EndEntityCert<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: Millis,
+    ) -> Millis {
+        let Ok((_, anchors)) = self.issuers(leaf) else { return now };
+        let mut time = now;
+        // Each certificate of the chain may move it once.
+        for _ in 0..=intermediates.len() + 1 {
+            let bound = match at(leaf, anchors, intermediates, time) {
+                Ok(()) => return time,
+                Err(webpki::Error::CertExpired { not_after, .. }) => not_after,
+                Err(webpki::Error::CertNotValidYet { not_before, .. }) => not_before,
+                Err(_) => return now,
+            };
+            time = Millis(bound.as_secs() * 1000);
+        }
+        now
+    }
+
+    fn issuers(&self, leaf: &EndEntityCert<'_>) -> Result<(Identity, &[TrustAnchor<'static>]), Refusal> {
+        let mut uris = leaf.valid_uri_names();
+        let (Some(uri), None) = (uris.next(), uris.next()) else { return Err(Refusal::BadBinding) };
+        let identity: Identity = uri.parse().map_err(|_| Refusal::BadBinding)?;
+        let anchors = self.anchors.get(&identity.trust_domain).ok_or(Refusal::UntrustedIssuer)?;
+        Ok((identity, anchors))
+    }
+}
+
+/// Whether the chain holds at a time.
+fn at(
+    leaf: &EndEntityCert<'_>,
+    anchors: &[TrustAnchor<'static>],
+    intermediates: &[CertificateDer<'_>],
+    time: Millis,
+) -> Result<(), webpki::Error> {
+    let time = UnixTime::since_unix_epoch(std::time::Duration::from_millis(time.0));
+    let usage = KeyUsage::client_auth();
+    leaf.verify_for_usage(CHAIN_ALGORITHMS, anchors, intermediates, time, usage, None, None).map(drop)
 }

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use hierarchy::{
     Lane, Path,
-    link::{ParentMessage, message::Offer},
+    link::{ParentMessage, Skew, message::Offer},
     loss::LossReceipt,
     subject::{self, Speaker},
 };
 use serde_json::value::RawValue;
 
 use super::{Downlink, judge::Judged};
+use crate::metrics::PeerLabel;
 
 /// What the coordinator wants to know of its children.
 #[derive(Debug)]
@@ -31,6 +32,13 @@ pub enum FromChild {
         version: Option<String>,
         /// Batches that wait in its store.
         lag: Option<(Lane, u64)>,
+    },
+    /// How far the child finds its clock ahead of this machine's.
+    Clock {
+        /// Who.
+        child: Path,
+        /// By how much.
+        skew: Skew,
     },
     /// What a child says of itself, or of those below it.
     Report {
@@ -113,6 +121,15 @@ impl Downlink {
     pub(super) fn seen(&self, child: &Path, lag: Option<(Lane, u64)>) {
         let version = self.children.get(child).and_then(|state| state.version.clone());
         self.report(FromChild::Seen { child: child.clone(), version, lag });
+    }
+
+    /// A child asks for the time and says what it has found so far.
+    pub(super) fn note_clock(&self, child: &Path, skew: Option<Skew>) {
+        self.seen(child, None);
+        let Some(skew) = skew else { return };
+        let label = PeerLabel { peer: child.to_string() };
+        self.parts.metrics.clock_ahead.get_or_create(&label).set(-skew.ahead_seconds());
+        self.report(FromChild::Clock { child: child.clone(), skew });
     }
 
     /// Reports are soft state: telemetry, presence, credit. One that finds the queue full is replaced

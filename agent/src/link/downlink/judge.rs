@@ -11,7 +11,7 @@ use hierarchy::{
 };
 
 use super::Downlink;
-use crate::{clock, link::header};
+use crate::link::header;
 
 /// Batches may have waited this long below a cut link.
 pub const STORED_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -32,7 +32,8 @@ impl Downlink {
         head: &ParcelHead,
         bytes: &'a Bytes,
     ) -> Result<Judged<'a>, Refusal> {
-        let verified = self.parts.verifier.verify(bytes, clock::wall(), Timeliness::Stored(STORED_FOR))?;
+        let verified =
+            self.parts.verifier.verify(bytes, self.parts.time.now(), Timeliness::Stored(STORED_FOR))?;
         let author = verified.envelope.identity();
         if verified.digest != head.digest {
             return Err(Refusal::BadSignature);

@@ -17,7 +17,6 @@ use super::{
     store::MAX_STORING,
 };
 use crate::{
-    clock,
     dead_letters::DeadLetter,
     link::{header, wire},
     metrics::ChildLabel,
@@ -56,7 +55,7 @@ impl Downlink {
             &peer,
             subject,
             &message.payload,
-            clock::wall(),
+            self.parts.time.now(),
         ) {
             Ok((said, rest)) => self.on_child(&child, said, rest, &message).await,
             Err(Refusal::UnknownKid) => {
@@ -99,6 +98,12 @@ impl Downlink {
             ChildMessage::Orders(said) => {
                 self.seen(child, None);
                 let _ = self.parts.from_below.try_send((child.clone(), *said));
+            }
+            ChildMessage::Clock { number, skew } => {
+                let received = self.parts.time.now();
+                self.note_clock(child, skew);
+                let sent = self.parts.time.now();
+                self.send(child, &ParentMessage::Time { number, received, sent }, None).await;
             }
             ChildMessage::HandoffReply { task, attempt, refused } => {
                 let child = child.clone();
@@ -182,7 +187,7 @@ impl Downlink {
 
     pub(super) async fn reply(&mut self, child: &Path) {
         let Some(state) = self.children.get_mut(child) else { return };
-        for reply in state.parent.take_replies(clock::wall(), crate::VERSION) {
+        for reply in state.parent.take_replies(self.parts.time.now(), crate::VERSION) {
             let welcome = matches!(reply, ParentMessage::Welcome { .. });
             let binding = welcome.then(|| self.parts.signer.binding().clone());
             self.send(child, &reply, binding).await;
@@ -191,7 +196,7 @@ impl Downlink {
 
     pub(super) async fn send(&mut self, child: &Path, message: &ParentMessage, binding: Option<Binding>) {
         let subject = subject::link_down(child);
-        let bytes = wire::seal(&self.parts.signer, &subject, message, &[], clock::wall());
+        let bytes = wire::seal(&self.parts.signer, &subject, message, &[], self.parts.time.stamp());
         let sent = match binding {
             Some(binding) => {
                 let mut headers = HeaderMap::new();

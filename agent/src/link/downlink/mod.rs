@@ -36,6 +36,7 @@ use super::{
 };
 use crate::{
     accounting::LossNotes,
+    clock::MeshTime,
     dead_letters::DeadLetters,
     lanes::{Fill, Guards, Tails},
     metrics::{ChildLabel, Metrics},
@@ -52,6 +53,8 @@ pub struct DownlinkParts {
     pub path: Path,
     /// Signs answers.
     pub signer: Arc<Signer>,
+    /// What time it is.
+    pub time: MeshTime,
     /// Knows whom to trust.
     pub verifier: Verifier,
     /// Keeps authors' bindings.

@@ -2,6 +2,7 @@
 
 mod life;
 mod reader;
+mod recall;
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -14,7 +15,7 @@ use futures_util::StreamExt as _;
 use hierarchy::{
     ByLane, Digest, Identity, Lane, Path, Refusal,
     link::{
-        Child, ChildLimits, ChildMessage, ChildOutput, LaneHello, Parcel, ParentMessage,
+        Child, ChildLimits, ChildMessage, ChildOutput, LaneHello, Parcel, ParentClock, ParentMessage, Skew,
         message::RefusedParcel,
         resume::{self, Resume},
     },
@@ -32,11 +33,11 @@ use uuid::Uuid;
 use super::{bindings::Bindings, contents::Contents, downlink::ToChild, header, wire};
 use crate::{
     accounting::LossNotes,
-    clock::{self, Monotonic},
+    clock::{self, MeshTime, Monotonic},
     drill::Order,
     ingest::Reached,
     lanes::{Tails, gate::Gate, tail::Stored},
-    metrics::{LaneLabel, Metrics, Reason, Watermark},
+    metrics::{LaneLabel, Metrics, PeerLabel, Reason, Watermark},
 };
 
 /// Messages read from a lane in one go.
@@ -48,6 +49,8 @@ pub struct UplinkParts {
     pub path: Path,
     /// Signs messages.
     pub signer: Arc<Signer>,
+    /// Told the parent's time.
+    pub time: MeshTime,
     /// Knows whom to trust.
     pub verifier: Verifier,
     /// Bindings of the authors below.
@@ -100,6 +103,9 @@ pub struct UplinkState {
     pub parent_version: Option<String>,
     /// When the parent last answered, in milliseconds since 1970.
     pub last_answer: Option<u64>,
+    /// How far this machine's clock is ahead of the parent's, once it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<Skew>,
 }
 
 /// How far one lane is.
@@ -116,6 +122,11 @@ impl UplinkState {
     /// Batches that wait, in all lanes.
     pub fn lag(&self) -> u64 {
         self.lanes.iter().map(|(_, lane)| lane.lag).sum()
+    }
+
+    /// Whether this machine's clock and the parent's are apart.
+    pub fn is_apart(&self) -> bool {
+        self.clock.is_some_and(|skew| skew.is_apart())
     }
 }
 
@@ -139,8 +150,11 @@ pub struct Uplink {
     parent: Identity,
     lives: Lives,
     clock: Monotonic,
+    parent_clock: ParentClock,
     machine: Child,
     readers: ByLane<LaneReader>,
+    /// Lanes in which what an earlier run kept back was looked for.
+    recalled: ByLane<bool>,
     /// Last place of each lane handed to the machine.
     offered: ByLane<u64>,
     /// What was handed to the machine and is not acknowledged.
@@ -152,16 +166,18 @@ impl Uplink {
     pub async fn run(parts: UplinkParts, cancel: CancellationToken) -> Result<(), UplinkError> {
         let lives = Lives::open(&parts.js, parts.bucket.clone()).await?;
         let mut inbox = parts.up.subscribe(subject::link_down(&parts.path)).await?;
-        let clock = Monotonic::new();
+        let clock = parts.time.monotonic();
         let parent = parts.path.parent().unwrap_or_default();
         let mut uplink = Uplink {
             parent: parts.signer.identity().trust_domain.identity(parent),
             machine: Child::new(parts.limits, fresh_session(), clock.now()),
             readers: ByLane::new(|lane| LaneReader::new(lane, parts.js.clone(), parts.tails.clone())),
+            recalled: ByLane::default(),
             offered: ByLane::default(),
             under_way: ByLane::default(),
             lives,
             clock,
+            parent_clock: ParentClock::new(fresh_session()),
             parts,
         };
         uplink.serve(&mut inbox, &cancel).await
@@ -173,9 +189,12 @@ impl Uplink {
                 self.perform(output).await?;
             }
             self.let_go_of_kept_back();
+            self.ask_the_time().await;
             let now = self.clock.now();
             let retries = self.readers.iter().filter_map(|(_, reader)| reader.retry_at());
-            let wake = retries.chain(self.machine.timeout()).min().map(|tick| self.clock.instant(tick));
+            let question = self.parent_clock.next().filter(|_| self.machine.is_open());
+            let wake = retries.chain(self.machine.timeout()).chain(question).min();
+            let wake = wake.map(|tick| self.clock.instant(tick));
             let wants = ByLane::new(|lane| self.machine.wants_more(lane));
             let ByLane { critical, normal, bulk } = &mut self.readers;
             tokio::select! {
@@ -253,6 +272,11 @@ impl Uplink {
         let held = resume::Held { at_cursor, ..held };
         match resume::decide(held, after, digest) {
             Resume::After => {
+                if let Err(reason) = self.recall(lane, held.first, after).await {
+                    tracing::warn!(%lane, reason, "the own store does not answer; greeting the parent again later");
+                    self.machine.on_stranger(now);
+                    return Ok(());
+                }
                 tracing::info!(parent = %self.parent.path, %lane, after, "the link to the parent is up");
                 self.parts.released[lane].raise(after);
                 self.offered[lane] = after;
@@ -268,6 +292,21 @@ impl Uplink {
                 self.machine.on_stranger(now);
             }
         }
+        Ok(())
+    }
+
+    /// Once in each run of the agent, before anything of the lane is let go of.
+    async fn recall(&mut self, lane: Lane, first: u64, cursor: u64) -> Result<(), String> {
+        if self.recalled[lane] {
+            return Ok(());
+        }
+        if first <= cursor {
+            for (place, contents) in recall::kept_back(&self.parts.js, lane, cursor, &self.parts.gate).await?
+            {
+                self.lose(lane, place, &contents, LossReason::Policy);
+            }
+        }
+        self.recalled[lane] = true;
         Ok(())
     }
 
@@ -344,7 +383,8 @@ impl Uplink {
             }
         }
         let subject = message.subject.as_str();
-        match wire::open(&self.parts.verifier, &self.parent, subject, &message.payload, clock::wall()) {
+        let time = self.parts.time.now();
+        match wire::open(&self.parts.verifier, &self.parent, subject, &message.payload, time) {
             Ok((said @ ParentMessage::Handoff { .. }, _)) => {
                 // Full means that the parent will hand it down again.
                 let _ = self.parts.handoffs.try_send(said);
@@ -358,8 +398,16 @@ impl Uplink {
                 // Full means that others are to be cut first; whoever asked hears no report.
                 let _ = self.parts.drills.try_send(Order { cut, seconds });
             }
+            Ok((ParentMessage::Time { number, received, sent }, _)) => {
+                self.parent_clock.answered(number, received, sent, now);
+                self.note_clock();
+            }
             Ok((said, _)) => {
+                let was_open = self.machine.is_open();
                 self.machine.on_message(&said, now);
+                if self.machine.is_open() && !was_open {
+                    self.parent_clock.opened(now);
+                }
                 self.note_answer(&said);
             }
             Err(Refusal::UnknownKid) => self.machine.on_stranger(now),
@@ -410,7 +458,7 @@ impl Uplink {
             return;
         }
         let subject = subject::link_up(&self.parts.path);
-        let bytes = wire::seal(&self.parts.signer, &subject, message, parcels, clock::wall());
+        let bytes = wire::seal(&self.parts.signer, &subject, message, parcels, self.parts.time.stamp());
         self.parts.metrics.frames_sent.inc();
         self.parts.metrics.frame_bytes_sent.inc_by(bytes.len() as u64);
         let sent = if matches!(message, ChildMessage::Hello { .. }) {
@@ -430,13 +478,45 @@ impl Uplink {
             ParentMessage::Welcome { version, .. } => Some(version.clone()),
             _ => None,
         };
-        let now = clock::wall().0;
+        let now = self.parts.time.now().0;
         self.parts.state.send_modify(|state| {
             state.last_answer = Some(now);
             if version.is_some() {
                 state.parent_version = version;
             }
         });
+    }
+
+    async fn ask_the_time(&mut self) {
+        if !self.machine.is_open() {
+            return;
+        }
+        if let Some(number) = self.parent_clock.ask(self.clock.now()) {
+            let skew = self.skew();
+            self.send(&ChildMessage::Clock { number, skew }, &[]).await;
+        }
+    }
+
+    /// How far this machine's clock is ahead of the parent's.
+    fn skew(&self) -> Option<Skew> {
+        let now = self.clock.now();
+        self.parent_clock.best(now).map(|best| best.skew(now, clock::wall()))
+    }
+
+    fn note_clock(&mut self) {
+        self.parts.time.tell(self.parent_clock.best(self.clock.now()));
+        let Some(skew) = self.skew() else { return };
+        let label = PeerLabel { peer: self.parent.path.to_string() };
+        self.parts.metrics.clock_ahead.get_or_create(&label).set(skew.ahead_seconds());
+        let was_apart = self.parts.state.borrow().is_apart();
+        self.parts.state.send_modify(|state| state.clock = Some(skew));
+        if skew.is_apart() && !was_apart {
+            let (child, parent) = (&self.parts.path, &self.parent.path);
+            tracing::warn!(%child, %parent, seconds_ahead = skew.ahead_seconds(),
+                "this machine's clock differs from the parent's, whose time is used; set the one that is wrong");
+        } else if was_apart && !skew.is_apart() {
+            tracing::info!(parent = %self.parent.path, "this machine's clock agrees with the parent's again");
+        }
     }
 
     fn publish_state(&mut self) {

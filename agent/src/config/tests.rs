@@ -228,7 +228,7 @@ fn the_reference_is_a_file_that_the_agent_understands() {
 #[test]
 fn every_key_of_the_table_is_read() {
     let mut looked_up = std::collections::BTreeSet::new();
-    let runner = "[[runner]]\nagent_type = \"*\"\ntask = \"*\"\ncommand = [\"x\"]\nworkdir = \"w\"\n[[policy]]\n[[priority]]";
+    let runner = "[[runner]]\nagent_type = \"*\"\ntask = \"*\"\ncommand = [\"x\"]\nworkdir = \"w\"\n[[policy]]\n[[priority]]\n[[child_limit]]\nchild = \"*\"";
     for text in [format!("{CLUSTER}{runner}"), format!("{CLUSTER}nats.mode = \"external\"\n{runner}")] {
         let (mut settings, mut errors) = (Settings::default(), Vec::new());
         let layers = Layers::file(&text);

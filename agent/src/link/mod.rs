@@ -6,7 +6,7 @@ pub mod cursors;
 pub mod custody;
 pub mod downlink;
 pub mod uplink;
-mod wire;
+pub(crate) mod wire;
 mod words;
 
 pub use nats_config::streams::HIERARCHY;

@@ -11,7 +11,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 /// A message of either direction.
-pub(super) trait LinkMessage {
+pub(crate) trait LinkMessage {
     /// The `messageType` that goes with it.
     fn kind(&self) -> &'static str;
 }
@@ -29,7 +29,7 @@ impl LinkMessage for ParentMessage {
 }
 
 /// The bytes of one link message.
-pub(super) fn seal<M: Serialize + LinkMessage>(
+pub(crate) fn seal<M: Serialize + LinkMessage>(
     signer: &Signer,
     subject: &str,
     message: &M,
@@ -63,7 +63,7 @@ pub(super) fn seal<M: Serialize + LinkMessage>(
 }
 
 /// A link message that was verified as coming from `peer` on `subject`, and the bytes behind it.
-pub(super) fn open<M: DeserializeOwned + LinkMessage>(
+pub(crate) fn open<M: DeserializeOwned + LinkMessage>(
     verifier: &Verifier,
     peer: &Identity,
     subject: &str,

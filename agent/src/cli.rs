@@ -208,6 +208,20 @@ pub enum Bench {
     Ingest(BenchArgs),
     /// The drain of a great backlog of bulk, and what is more urgent meanwhile
     Backlog(BenchArgs),
+    /// Many children of one parent: what it takes, and what happens when all heal at once
+    Children(BenchChildrenArgs),
+}
+
+/// `agent bench children`
+#[cfg(feature = "dev")]
+#[derive(Debug, Args)]
+pub struct BenchChildrenArgs {
+    /// How many children; 1000, or 100 with --quick
+    #[arg(long, value_name = "COUNT")]
+    pub children: Option<usize>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub bench: BenchArgs,
 }
 
 /// `agent bench ...`

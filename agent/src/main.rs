@@ -39,6 +39,7 @@ fn main() -> ProcessCode {
             cli::Bench::Link(args) => agent::bench::link::run(args),
             cli::Bench::Ingest(args) => agent::bench::ingest::run(args),
             cli::Bench::Backlog(args) => agent::bench::backlog::run(args),
+            cli::Bench::Children(args) => agent::bench::children::run(args),
         },
     };
     code.into()

@@ -85,7 +85,7 @@ impl World {
                 }
             }
         }
-        let answers = self.parent.run(&mut self.random);
+        let answers = self.parent.run(&mut self.random, self.now);
         answers.into_iter().for_each(|answer| self.send(Wire::Down(answer)));
         let messages = self.child.run(&mut self.random, self.now);
         messages.into_iter().for_each(|message| self.send(Wire::Up(message)));

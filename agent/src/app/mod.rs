@@ -252,7 +252,7 @@ impl Agent {
             let guards = vec![packed, untold, checkpointed.clone()];
             tasks.spawn("custody", custody::run(js.clone(), released, guards, token.clone()));
         }
-        if let Some(down) = connections.down.clone() {
+        if let (Some(down), Some(leaf)) = (connections.down.clone(), config.leaf.clone()) {
             let parts = DownlinkParts {
                 path: config.path.clone(),
                 signer: signer.clone(),
@@ -268,6 +268,7 @@ impl Agent {
                 orders: to_children_rx,
                 checkpointed,
                 tails,
+                leaf,
                 fill: has_parent.then_some(fill),
                 notes: has_parent.then_some(notes),
                 dead_letters: letters.clone(),

@@ -3,6 +3,7 @@
 
 pub mod backlog;
 mod baseline;
+pub mod children;
 pub mod ingest;
 pub mod link;
 mod process;

@@ -8,7 +8,7 @@ use hierarchy::{ByLane, Id, Level, Path};
 
 use super::{
     checked::{
-        Config, Credentials, Embedded, External, Http, IdentityFiles, LaneBound, Leaf, Link, Log, Nats,
+        Config, Credentials, Embedded, External, Http, IdentityFiles, LaneBound, Leaf, Link, Log, Names, Nats,
         Parent, Secret, SyncMode, Telemetry, children_of,
     },
     error::Problem,
@@ -215,14 +215,27 @@ fn credentials(r: &mut Reader, account: &str) -> Option<Credentials> {
 /// `Some(None)` at a node, which has no children.
 fn leaf(r: &mut Reader, level: Option<Level>, path: Option<&Path>) -> Option<Option<Leaf>> {
     let (listen, children) = (r.parsed("leaf.listen"), r.list::<Id>("leaf.children"));
+    let (credit, limits) = (r.size("leaf.credit"), tables::child_limits(r));
     if let Some(level @ Level::Node) = level {
         r.refuse_all(
             "leaf.",
             &Problem::Misplaced { level, remedy: "it has no children, remove section [leaf]" },
         );
+        r.refuse_all(
+            "child_limit[",
+            &Problem::Misplaced { level, remedy: "it has no children, remove [[child_limit]]" },
+        );
         return Some(None);
     }
-    Some(Some(Leaf { listen: listen?, children: children_of(path?, &children?)? }))
+    let children = children_of(path?, &children?)?;
+    for (i, limit) in limits.iter().flatten().enumerate() {
+        let known = |child: &Path| limit.child.contains(child.id());
+        if matches!(limit.child, Names::Only(_)) && !children.is_empty() && !children.iter().any(known) {
+            let problem = "is no child in leaf.children: correct one of the two";
+            r.refuse(&format!("child_limit[{i}].child"), Problem::Contradiction(problem.to_owned()));
+        }
+    }
+    Some(Some(Leaf { listen: listen?, children, credit: credit?, limits: limits? }))
 }
 
 /// `Some(None)` at global, which has no parent.

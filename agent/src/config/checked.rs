@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use hierarchy::{Id, Identity, Level, Path, TrustDomain};
+use hierarchy::{Id, Identity, Level, Path, TrustDomain, link::RateLimit};
 
 use super::units::{HostPort, parse_duration};
 
@@ -174,6 +174,26 @@ pub struct Leaf {
     pub listen: SocketAddr,
     /// Paths of the direct children that may connect, all different.
     pub children: Vec<Path>,
+    /// Bytes that all children together may have under way.
+    pub credit: u64,
+    /// How fast a child may send; the first that fits it.
+    pub limits: Vec<ChildLimit>,
+}
+
+impl Leaf {
+    /// How fast this child may send.
+    pub fn limit_of(&self, child: &Path) -> Option<RateLimit> {
+        self.limits.iter().find(|limit| limit.child.contains(child.id())).map(|limit| limit.rate)
+    }
+}
+
+/// `[[child_limit]]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChildLimit {
+    /// Ids of the children.
+    pub child: Names,
+    /// The limit of each.
+    pub rate: RateLimit,
 }
 
 /// `[parent]`

@@ -276,6 +276,12 @@ pub(super) static KEYS: &[Key] = &[
         "Ids of the direct children that may connect; not at a node",
     ),
     key(
+        "leaf.credit",
+        Kind::Size(16 * MIB, TIB),
+        Default("64MiB"),
+        "Bytes that all children together may have under way: promised to them, or here and not durable yet",
+    ),
+    key(
         "parent.addresses",
         Kind::List(
             "a list of different HOST:PORT, as in [\"cluster.example:7422\"], with a port from 1 to 65535",
@@ -389,6 +395,24 @@ pub(super) static KEYS: &[Key] = &[
         Kind::Text("critical, normal or bulk"),
         Required("say which lane these events take: critical, normal or bulk", "critical"),
         "Which lane they take: critical, normal or bulk",
+    ),
+    key(
+        "child_limit[].child",
+        Kind::Text("the id of a direct child, or `*` for any"),
+        Required("say which child is limited, `*` for any", "n1"),
+        "Which child the limit is for; the first that fits a child holds, each child by itself; not at a node",
+    ),
+    key(
+        "child_limit[].bytes_per_s",
+        Kind::Size(1024, TIB),
+        Absent("as much as there is room for", "1MiB"),
+        "Most bytes of batches in a second, over time. What is too much waits at the child, bulk first",
+    ),
+    key(
+        "child_limit[].events_per_s",
+        Kind::Count(1, 1_000_000_000),
+        Absent("as many as there is room for", "1000"),
+        "Most events in a second, over time",
     ),
     key(
         "runner[].agent_type",

@@ -1,9 +1,9 @@
-//! `[[policy]]`, `[[priority]]` and `[[runner]]`: the lists of tables.
+//! `[[policy]]`, `[[priority]]`, `[[child_limit]]` and `[[runner]]`: the lists of tables.
 
-use hierarchy::Level;
+use hierarchy::{Id, Level, link::RateLimit};
 
 use super::{
-    checked::{Names, PolicyAction, PolicyRule, PriorityRule, Runner},
+    checked::{ChildLimit, Names, PolicyAction, PolicyRule, PriorityRule, Runner},
     error::Problem,
     reader::{Reader, program},
 };
@@ -58,6 +58,29 @@ pub(super) fn priorities(r: &mut Reader) -> Option<Vec<PriorityRule>> {
     };
     let rules: Vec<_> = (0..r.tables("priority")).map(|i| rule(r, format!("priority[{i}]"))).collect();
     rules.into_iter().collect()
+}
+
+/// All limits of children, in the order of the file.
+pub(super) fn child_limits(r: &mut Reader) -> Option<Vec<ChildLimit>> {
+    let limits: Vec<_> =
+        (0..r.tables("child_limit")).map(|i| child_limit(r, &format!("child_limit[{i}]"))).collect();
+    limits.into_iter().collect()
+}
+
+fn child_limit(r: &mut Reader, table: &str) -> Option<ChildLimit> {
+    let [child_key, bytes_key, events_key] =
+        ["child", "bytes_per_s", "events_per_s"].map(|key| format!("{table}.{key}"));
+    let child = match r.text(&child_key)?.as_str() {
+        "*" => Names::Any,
+        id if id.parse::<Id>().is_ok() => Names::Only(id.to_owned()),
+        _ => {
+            r.refuse_form(&child_key);
+            return None;
+        }
+    };
+    let (bytes_per_s, events_per_s) = (r.size(&bytes_key), r.count(&events_key));
+    let is_sound = bytes_per_s.is_some() == r.is_set(&bytes_key) && events_per_s.is_some() == r.is_set(&events_key);
+    is_sound.then_some(ChildLimit { child, rate: RateLimit { bytes_per_s, events_per_s } })
 }
 
 /// All runners, in the order of the file.

@@ -1,6 +1,6 @@
 use std::{path::Path as FsPath, time::Duration};
 
-use hierarchy::Level;
+use hierarchy::{Level, link::RateLimit};
 
 use super::*;
 
@@ -228,7 +228,7 @@ fn the_reference_is_a_file_that_the_agent_understands() {
 #[test]
 fn every_key_of_the_table_is_read() {
     let mut looked_up = std::collections::BTreeSet::new();
-    let runner = "[[runner]]\nagent_type = \"*\"\ntask = \"*\"\ncommand = [\"x\"]\nworkdir = \"w\"\n[[policy]]\n[[priority]]";
+    let runner = "[[runner]]\nagent_type = \"*\"\ntask = \"*\"\ncommand = [\"x\"]\nworkdir = \"w\"\n[[policy]]\n[[priority]]\n[[child_limit]]\nchild = \"*\"";
     for text in [format!("{CLUSTER}{runner}"), format!("{CLUSTER}nats.mode = \"external\"\n{runner}")] {
         let (mut settings, mut errors) = (Settings::default(), Vec::new());
         let layers = Layers::file(&text);
@@ -408,6 +408,21 @@ fn children_and_parents_are_all_different() {
     let config = Layers::file(&format!("{CLUSTER}leaf.children = [\"n1\", \"n2\"]")).load().unwrap();
     let children: Vec<_> = config.leaf.unwrap().children.iter().map(ToString::to_string).collect();
     assert_eq!(children, ["s1/c1/n1", "s1/c1/n2"]);
+}
+
+#[test]
+fn the_first_limit_that_fits_a_child_holds() {
+    let limits = "[[child_limit]]\nchild = \"n1\"\nbytes_per_s = \"1MiB\"\n\
+                  [[child_limit]]\nchild = \"*\"\nevents_per_s = 100\n";
+    let config = Layers::file(&format!("{CLUSTER}leaf.children = [\"n1\", \"n2\"]\n{limits}")).load().unwrap();
+    let leaf = config.leaf.unwrap();
+    let limit = |child: &str| leaf.limit_of(&child.parse().unwrap()).unwrap();
+    assert_eq!(limit("s1/c1/n1"), RateLimit { bytes_per_s: Some(1 << 20), events_per_s: None });
+    assert_eq!(limit("s1/c1/n2"), RateLimit { bytes_per_s: None, events_per_s: Some(100) });
+    let errors = Layers::file(&format!("{CLUSTER}leaf.children = [\"n2\"]\n{limits}")).load().unwrap_err();
+    assert!(errors[0].contains("is no child in leaf.children"), "{errors:?}");
+    let errors = node("[[child_limit]]\nchild = \"*\"\n").unwrap_err();
+    assert!(errors[0].contains("it has no children, remove [[child_limit]]"), "{errors:?}");
 }
 
 #[test]

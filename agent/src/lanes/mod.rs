@@ -1,6 +1,7 @@
 //! The lanes of this level: which event goes in which, and what may leave their streams.
 
 pub mod gate;
+pub mod in_order;
 pub mod keeper;
 mod rules;
 pub mod tail;

@@ -17,7 +17,7 @@ use std::{
 };
 
 use super::{
-    Parcel, ParcelHead, Tick,
+    Parcel, ParcelHead, Tick, WHOLE_BATCH,
     message::{ChildMessage, ParentMessage, RefusedParcel},
 };
 use crate::{ByLane, Digest, Lane, Millis};
@@ -31,7 +31,9 @@ pub struct ChildLimits {
     pub frame_bytes: usize,
     /// Batches in one frame.
     pub frame_parcels: usize,
-    /// Wait before a frame or greeting is repeated; doubles up to [`ChildLimits::MAX_BACKOFF`].
+    /// With so much credit a batch may be larger than it: [`WHOLE_BATCH`].
+    pub whole_batch: u64,
+    /// Wait before a frame, a question or a greeting is repeated; doubles up to [`ChildLimits::MAX_BACKOFF`].
     pub retry: Duration,
 }
 
@@ -46,7 +48,13 @@ impl ChildLimits {
 
 impl Default for ChildLimits {
     fn default() -> Self {
-        ChildLimits { frames: 8, frame_bytes: 256 * 1024, frame_parcels: 64, retry: Duration::from_secs(1) }
+        ChildLimits {
+            frames: 8,
+            frame_bytes: 256 * 1024,
+            frame_parcels: 64,
+            whole_batch: WHOLE_BATCH,
+            retry: Duration::from_secs(1),
+        }
     }
 }
 
@@ -58,7 +66,7 @@ pub enum ChildOutput {
         /// The session to open.
         session: u64,
     },
-    /// Send these parcels as one frame.
+    /// Send these parcels as one frame; without parcels it asks how much may be sent.
     Send {
         /// The session they belong to.
         session: u64,
@@ -105,6 +113,15 @@ struct Flight {
     again: bool,
 }
 
+/// What waits is more than the parent will take.
+#[derive(Debug)]
+struct Asking {
+    /// When to ask next.
+    next: Tick,
+    wait: Duration,
+    unanswered: u32,
+}
+
 /// The parent answers no more.
 struct Silent;
 
@@ -114,6 +131,7 @@ struct Flow {
     credit: u64,
     flights: VecDeque<Flight>,
     queue: VecDeque<Parcel>,
+    asking: Option<Asking>,
 }
 
 #[derive(Debug)]
@@ -217,7 +235,12 @@ impl Child {
                     let (after, digest) = (welcome.cursor, welcome.digest);
                     self.ready.push_back(ChildOutput::Resume { lane, after, digest });
                 }
-                let lanes = lanes.map(|_, welcome| Flow { credit: welcome.credit, ..Flow::default() });
+                // The greeting has told what waits.
+                let lanes = lanes.map(|_, welcome| Flow {
+                    credit: welcome.credit,
+                    asking: Some(Asking::after(self.limits.retry, now, *session)),
+                    ..Flow::default()
+                });
                 self.state = State::Open { session: *session, lanes, known: HashSet::new() };
             }
             (
@@ -226,16 +249,11 @@ impl Child {
             ) if session == current => {
                 let (lane, flow) = (*lane, &mut lanes[*lane]);
                 flow.credit = *credit;
-                for parcel in settle(&mut flow.flights, *cursor, now) {
+                for parcel in flow.settle(*cursor, now) {
                     known.insert(parcel.kid);
                     self.settled[lane] = Some((parcel.last, parcel.digest));
                 }
-                if *credit == 0 {
-                    // The parent is there, and has no room: asking again is not giving up.
-                    for flight in &mut flow.flights {
-                        flight.repeats = 0;
-                    }
-                }
+                flow.hear_credit(&self.limits, now, *session);
                 if known.len() > ChildLimits::MAX_KNOWN {
                     known.clear();
                 }
@@ -272,7 +290,10 @@ impl Child {
             State::Greeting { next, .. } => Some(*next),
             State::Open { lanes, .. } => {
                 let oldest = lanes.iter().filter_map(|(_, flow)| flow.flights.front());
-                oldest.map(|flight| flight.sent + self.limits.patience(flight)).min()
+                let repeats = oldest.map(|flight| flight.sent + self.limits.patience(flight));
+                let blocked = lanes.iter().filter(|(_, flow)| flow.is_blocked(&self.limits));
+                let questions = blocked.filter_map(|(_, flow)| Some(flow.asking.as_ref()?.next));
+                repeats.chain(questions).min()
             }
         }
     }
@@ -305,6 +326,12 @@ impl Child {
                         return Some(ChildOutput::Send { session, lane, parcels, announce });
                     }
                 }
+                for (lane, flow) in lanes.iter_mut() {
+                    if flow.asks(&self.limits, now, session) {
+                        let (parcels, announce) = (Vec::new(), Vec::new());
+                        return Some(ChildOutput::Send { session, lane, parcels, announce });
+                    }
+                }
                 None
             }
         }
@@ -334,16 +361,69 @@ impl ChildLimits {
     }
 }
 
+impl Asking {
+    fn after(wait: Duration, now: Tick, session: u64) -> Asking {
+        Asking { next: now + spread(wait, session), wait, unanswered: 0 }
+    }
+}
+
 impl Flow {
-    fn may_send(&self, limits: &ChildLimits) -> bool {
+    /// Bytes that the parent will take beyond those under way.
+    fn credit_left(&self) -> u64 {
         let under_way: usize = self.flights.iter().map(|flight| flight.bytes).sum();
-        let credit_left = under_way == 0 || (under_way as u64) < self.credit;
-        !self.queue.is_empty() && self.flights.len() < limits.frames && credit_left
+        self.credit.saturating_sub(under_way as u64)
+    }
+
+    fn may_send(&self, limits: &ChildLimits) -> bool {
+        let Some(next) = self.queue.front() else { return false };
+        let fits = next.bytes.len() as u64 <= self.credit_left();
+        let whole = self.flights.is_empty() && self.credit >= limits.whole_batch;
+        self.flights.len() < limits.frames && (fits || whole)
+    }
+
+    /// Something waits, nothing is under way, and so no receipt will come by itself.
+    fn is_blocked(&self, limits: &ChildLimits) -> bool {
+        self.flights.is_empty() && !self.queue.is_empty() && !self.may_send(limits)
+    }
+
+    /// The parent has said how much it will take.
+    fn hear_credit(&mut self, limits: &ChildLimits, now: Tick, session: u64) {
+        if self.credit == 0 {
+            // What is on its way is not taken: it waits here until it may go.
+            for flight in self.flights.drain(..).rev() {
+                flight.parcels.into_iter().rev().for_each(|parcel| self.queue.push_front(parcel));
+            }
+        }
+        match &mut self.asking {
+            _ if self.queue.is_empty() => self.asking = None,
+            Some(asking) => asking.unanswered = 0,
+            // A frame has shown that something waits: the parent knows.
+            None => self.asking = Some(Asking::after(limits.retry, now, session)),
+        }
+    }
+
+    /// Whether it is time to ask how much may be sent.
+    fn asks(&mut self, limits: &ChildLimits, now: Tick, session: u64) -> bool {
+        if !self.is_blocked(limits) {
+            return false;
+        }
+        let asking = self.asking.get_or_insert(Asking { next: now, wait: limits.retry, unanswered: 0 });
+        if now < asking.next {
+            return false;
+        }
+        asking.unanswered += 1;
+        asking.next = now + spread(asking.wait, session.wrapping_add(now.as_millis() as u64));
+        asking.wait = (asking.wait * 2).min(ChildLimits::MAX_BACKOFF);
+        true
     }
 
     /// Marks what has waited too long for its receipt, unless the parent has been silent for so long
     /// that the session is to be given up.
     fn repeat_overdue(&mut self, limits: &ChildLimits, now: Tick) -> Result<(), Silent> {
+        let unanswered = |asking: &Asking| asking.unanswered > ChildLimits::REPEATS && now >= asking.next;
+        if self.is_blocked(limits) && self.asking.as_ref().is_some_and(unanswered) {
+            return Err(Silent);
+        }
         let Some(oldest) = self.flights.front_mut() else { return Ok(()) };
         if now < oldest.sent + limits.patience(oldest) {
             return Ok(());
@@ -359,6 +439,32 @@ impl Flow {
         Ok(())
     }
 
+    /// Removes what lies at or below the cursor, and returns it. Progress restarts the clock of the rest:
+    /// the parent is alive, only behind.
+    fn settle(&mut self, cursor: u64, now: Tick) -> Vec<Parcel> {
+        let mut settled = Vec::new();
+        while let Some(flight) = self.flights.front_mut() {
+            let done = flight.parcels.iter().take_while(|parcel| parcel.last <= cursor).count();
+            settled.extend(flight.parcels.drain(..done));
+            flight.bytes = flight.parcels.iter().map(|parcel| parcel.bytes.len()).sum();
+            if !flight.parcels.is_empty() {
+                break;
+            }
+            self.flights.pop_front();
+        }
+        // What was called back may have been taken all the same.
+        while let Some(parcel) = self.queue.pop_front_if(|parcel| parcel.last <= cursor) {
+            settled.push(parcel);
+        }
+        if !settled.is_empty() {
+            for flight in &mut self.flights {
+                flight.sent = now;
+                flight.repeats = 0;
+            }
+        }
+        settled
+    }
+
     fn next_frame(&mut self, limits: &ChildLimits, now: Tick) -> Option<Vec<Parcel>> {
         if let Some(flight) = self.flights.iter_mut().find(|flight| flight.again) {
             flight.again = false;
@@ -367,7 +473,9 @@ impl Flow {
         if !self.may_send(limits) {
             return None;
         }
-        let parcels = cut_frame(&mut self.queue, limits);
+        let most = (limits.frame_bytes as u64).min(self.credit_left());
+        let parcels = cut_frame(&mut self.queue, limits.frame_parcels, most as usize);
+        self.asking = None;
         let bytes = parcels.iter().map(|p| p.bytes.len()).sum();
         let flight = Flight { parcels: parcels.clone(), bytes, sent: now, repeats: 0, again: false };
         self.flights.push_back(flight);
@@ -375,35 +483,14 @@ impl Flow {
     }
 }
 
-/// Removes what lies at or below the cursor, and returns it. Progress restarts the clock of the rest:
-/// the parent is alive, only behind.
-fn settle(flights: &mut VecDeque<Flight>, cursor: u64, now: Tick) -> Vec<Parcel> {
-    let mut settled = Vec::new();
-    while let Some(flight) = flights.front_mut() {
-        let done = flight.parcels.iter().take_while(|parcel| parcel.last <= cursor).count();
-        settled.extend(flight.parcels.drain(..done));
-        if !flight.parcels.is_empty() {
-            break;
-        }
-        flights.pop_front();
-    }
-    if !settled.is_empty() {
-        for flight in flights {
-            flight.sent = now;
-            flight.repeats = 0;
-        }
-    }
-    settled
-}
-
-fn cut_frame(queue: &mut VecDeque<Parcel>, limits: &ChildLimits) -> Vec<Parcel> {
+fn cut_frame(queue: &mut VecDeque<Parcel>, parcels: usize, most: usize) -> Vec<Parcel> {
     let mut bytes = 0;
     let fitting = queue
         .iter()
-        .take(limits.frame_parcels)
+        .take(parcels)
         .take_while(|parcel| {
             bytes += parcel.bytes.len();
-            bytes <= limits.frame_bytes
+            bytes <= most
         })
         .count();
     queue.drain(..fitting.max(1)).collect()

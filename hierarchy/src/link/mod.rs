@@ -15,7 +15,9 @@
 
 pub mod batch;
 pub mod child;
+pub mod credit;
 pub mod cursor;
+pub mod limit;
 pub mod message;
 pub mod origins;
 pub mod packer;
@@ -25,7 +27,9 @@ pub mod skew;
 
 pub use batch::{Batch, BatchEvent, Event};
 pub use child::{Child, ChildLimits, ChildOutput};
+pub use credit::{Budget, BudgetLimits, Need, WHOLE_BATCH};
 pub use cursor::{Cursor, Record};
+pub use limit::{Limiter, RateLimit};
 pub use message::{ChildMessage, LaneHello, ParcelHead, ParentMessage};
 pub use origins::{Origins, Span, Standing};
 pub use packer::{Pack, PackLimits, Packer};

@@ -61,6 +61,7 @@ pub enum ParentOutput {
 #[derive(Debug)]
 struct Pending {
     last: u64,
+    bytes: u64,
     digest: Digest,
     state: PendingState,
 }
@@ -97,8 +98,16 @@ struct Inflow {
     refused: Vec<RefusedParcel>,
     /// A receipt is owed.
     owed: bool,
-    /// Bytes that the child may have beyond the cursor; with 0 nothing is taken.
+    /// Bytes that the child may have beyond the cursor.
     credit: u64,
+    /// What is left of what it was told last, and the most it was told in this session.
+    told: u64,
+    most_told: u64,
+    /// Nothing is taken.
+    held_back: bool,
+    /// Bytes taken and not settled, and all that were ever settled.
+    held: u64,
+    settled: u64,
 }
 
 /// The parent's end for one child.
@@ -112,14 +121,11 @@ pub struct Parent {
 }
 
 impl Parent {
-    /// The parent's end for a child whose durable cursors are these; `credit` in bytes.
-    pub fn new(cursors: &ByLane<Cursor>, credit: &ByLane<u64>) -> Parent {
-        let lanes = cursors.map(|lane, &cursor| Inflow {
-            cursor,
-            chain: cursor.stored,
-            credit: credit[lane],
-            ..Inflow::default()
-        });
+    /// The parent's end for a child whose durable cursors are these. Without credit: see
+    /// [`Parent::set_credit`].
+    pub fn new(cursors: &ByLane<Cursor>) -> Parent {
+        let lanes =
+            cursors.map(|_, &cursor| Inflow { cursor, chain: cursor.stored, ..Inflow::default() });
         Parent { session: Session::None, lanes, broken: false, repeated: 0 }
     }
 
@@ -138,12 +144,30 @@ impl Parent {
         self.lanes.iter().any(|(_, inflow)| !inflow.pending.is_empty())
     }
 
-    /// What the child may have beyond its cursor from now on, in bytes. With 0 nothing of the lane is
-    /// taken; the child is told so, and asks again.
+    /// Bytes of the lane that were taken and are not settled, and all that were ever settled.
+    pub fn held_and_settled(&self, lane: Lane) -> (u64, u64) {
+        (self.lanes[lane].held, self.lanes[lane].settled)
+    }
+
+    /// Whether something of the lane waits at a child that greets; `None` once it was welcomed.
+    pub fn greets_with_more(&self, lane: Lane) -> Option<bool> {
+        let Session::Greeted { lanes, .. } = &self.session else { return None };
+        let (hello, inflow) = (lanes[lane], &self.lanes[lane]);
+        let known = hello.incarnation == inflow.cursor.incarnation;
+        Some(hello.last > if known { inflow.tail() } else { hello.start })
+    }
+
+    /// What the child may have beyond its cursor from now on, in bytes. With 0 the lane is held back: nothing
+    /// is taken, and the child is told so. It is told without being asked when it may go on, and when it
+    /// may send much less than it thinks.
     pub fn set_credit(&mut self, lane: Lane, credit: u64) {
         let inflow = &mut self.lanes[lane];
-        inflow.owed |= inflow.credit == 0 && credit > 0;
+        inflow.held_back = credit == 0;
         inflow.credit = credit;
+        let left = credit.saturating_sub(inflow.held);
+        let thinks = inflow.told.saturating_sub(inflow.held);
+        let (goes_on, taken_back) = (left / 2 > thinks, credit > 0 && thinks / 2 > left);
+        inflow.owed |= goes_on || taken_back;
     }
 
     /// The child greets. A new incarnation starts at the place it names.
@@ -169,6 +193,8 @@ impl Parent {
             _ => return vec![ParentOutput::Reset { session }],
         }
         let inflow = &mut self.lanes[lane];
+        // A frame without parcels asks how much may come.
+        inflow.owed |= parcels.is_empty();
         let mut outputs = Vec::new();
         for (index, (parcel, verdict)) in parcels.iter().zip(verdicts).enumerate() {
             let tail = inflow.tail();
@@ -178,7 +204,8 @@ impl Parent {
                 inflow.owed = true;
                 continue;
             }
-            if inflow.credit == 0 {
+            let bytes = u64::from(parcel.len);
+            if inflow.held_back || (inflow.held > 0 && inflow.held + bytes > inflow.most_told) {
                 inflow.owed = true;
                 break;
             }
@@ -212,7 +239,8 @@ impl Parent {
                 PendingState::Known => self.repeated += 1,
                 PendingState::Stored => {}
             }
-            inflow.pending.push_back(Pending { last: parcel.last, digest: parcel.digest, state });
+            inflow.held += bytes;
+            inflow.pending.push_back(Pending { last: parcel.last, bytes, digest: parcel.digest, state });
         }
         self.advance(lane);
         outputs
@@ -246,6 +274,7 @@ impl Parent {
             inflow.cursor = cursors[lane];
             inflow.chain = cursors[lane].stored;
             inflow.pending.clear();
+            inflow.held = 0;
         }
         self.broken = false;
     }
@@ -263,7 +292,7 @@ impl Parent {
                 let lanes = self.lanes.map(|_, inflow| LaneWelcome {
                     cursor: inflow.cursor.last,
                     digest: inflow.cursor.digest,
-                    credit: inflow.credit,
+                    credit: inflow.told,
                 });
                 vec![ParentMessage::Welcome { session, lanes, version: version.to_owned() }]
             }
@@ -289,6 +318,7 @@ impl Inflow {
     }
 
     fn begin(&mut self, hello: &LaneHello) {
+        (self.told, self.most_told) = (self.credit, self.credit);
         self.owed = false;
         self.refused.clear();
         if hello.incarnation != self.cursor.incarnation {
@@ -305,7 +335,9 @@ impl Inflow {
 
     fn advance(&mut self) {
         let settled = |pending: &mut Pending| !matches!(pending.state, PendingState::Storing);
-        while let Some(Pending { last, digest, state }) = self.pending.pop_front_if(settled) {
+        while let Some(Pending { last, bytes, digest, state }) = self.pending.pop_front_if(settled) {
+            (self.held, self.settled) = (self.held - bytes, self.settled + bytes);
+            self.told = self.told.saturating_sub(bytes);
             (self.cursor.last, self.cursor.digest) = (last, Some(digest));
             self.owed = true;
             match state {
@@ -318,6 +350,7 @@ impl Inflow {
 
     fn receipt(&mut self, session: u64, lane: Lane, now: Millis) -> ParentMessage {
         self.owed = false;
+        (self.told, self.most_told) = (self.credit, self.most_told.max(self.credit));
         ParentMessage::Ack {
             session,
             lane,

@@ -55,6 +55,7 @@ fn limits() -> ChildLimits {
         frames: 4,
         frame_bytes: 400,
         frame_parcels: 5,
+        whole_batch: 150,
         retry: std::time::Duration::from_millis(200),
     }
 }

@@ -1,11 +1,15 @@
 //! The parent: one log of stored batches for all lanes, as at global, a checkpoint, and writes under way.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use hierarchy::{
     ByLane, Digest, Lane, Millis, Path, Refusal,
     link::{
-        ChildMessage, Cursor, Origins, ParcelHead, Parent, ParentMessage, ParentOutput, Record, Span, Verdict,
+        Budget, BudgetLimits, ChildMessage, Cursor, Need, Origins, ParcelHead, Parent, ParentMessage,
+        ParentOutput, Record, Span, Tick, Verdict,
     },
 };
 
@@ -40,13 +44,25 @@ pub(crate) struct ParentSide {
     writing: VecDeque<(Stored, bool)>,
     /// Lanes that take nothing just now.
     full: ByLane<bool>,
+    /// Shared with other children.
+    budget: Budget<u8>,
+    /// Whether something of a lane waits at the child.
+    waiting: ByLane<bool>,
+    others: Others,
     /// Refused by name.
     pub(crate) buried: BTreeSet<Event>,
     /// Missing for ever, as the machine says.
     pub(crate) gaps: BTreeSet<Event>,
 }
 
-const CREDIT: ByLane<u64> = ByLane { critical: 1500, normal: 1500, bulk: 700 };
+/// What other children of the same parent have under way.
+type Others = BTreeMap<u8, ByLane<(u64, u64)>>;
+
+/// The child of this world, in the budget.
+const CHILD: u8 = 0;
+/// What is promised for good is less than the largest batch, so that a child must ask now and then.
+const BUDGET: BudgetLimits =
+    BudgetLimits { total: 3_000, lane: 1_500, share: 300, children: 6, quiet: Duration::from_millis(600) };
 /// An event with this number is not liked.
 const POISON: u64 = 13;
 
@@ -61,12 +77,15 @@ fn events(lane: Lane, span: Span) -> impl Iterator<Item = Event> {
 impl ParentSide {
     pub(crate) fn new() -> ParentSide {
         ParentSide {
-            machine: Parent::new(&ByLane::default(), &CREDIT),
+            machine: Parent::new(&ByLane::default()),
             origins: Origins::new(),
             log: Vec::new(),
             checkpoint: Checkpoint::default(),
             writing: VecDeque::new(),
             full: ByLane::default(),
+            budget: Budget::new(BUDGET),
+            waiting: ByLane::default(),
+            others: Others::new(),
             buried: BTreeSet::new(),
             gaps: BTreeSet::new(),
         }
@@ -106,9 +125,11 @@ impl ParentSide {
         match message {
             ChildMessage::Hello { session, lanes, .. } => {
                 self.machine.on_hello(session, lanes);
+                self.waiting = ByLane::new(|lane| self.machine.greets_with_more(lane) == Some(true));
                 Vec::new()
             }
-            ChildMessage::Frame { session, lane, parcels, .. } => {
+            ChildMessage::Frame { session, lane, parcels, last, .. } => {
+                self.waiting[lane] = parcels.last().is_none_or(|parcel| parcel.last < last);
                 let spans: Vec<Span> = bodies.iter().map(read_body).collect();
                 self.on_frame(session, lane, &parcels, &spans, random)
             }
@@ -147,7 +168,7 @@ impl ParentSide {
     }
 
     /// One write ends, now and then a checkpoint is kept, and what is owed is said.
-    pub(crate) fn run(&mut self, random: &mut Random) -> Vec<ParentMessage> {
+    pub(crate) fn run(&mut self, random: &mut Random, now: Tick) -> Vec<ParentMessage> {
         if let Some((stored, fails)) = self.writing.pop_front() {
             if fails {
                 self.machine.on_store_failed(stored.lane, stored.record.last);
@@ -168,7 +189,7 @@ impl ParentSide {
             1..=20 => self.full[lane] = false,
             _ => {}
         }
-        self.machine.set_credit(lane, if self.full[lane] { 0 } else { CREDIT[lane] });
+        self.share_out(random, now);
         if random.chance(5) && !self.machine.is_broken() {
             self.checkpoint = Checkpoint {
                 log: self.log.len(),
@@ -178,6 +199,36 @@ impl ParentSide {
             };
         }
         self.machine.take_replies(Millis(0), "")
+    }
+
+    /// Other children come and go; this one gets what is left, and is told.
+    fn share_out(&mut self, random: &mut Random, now: Tick) {
+        let (other, lane) = (1 + random.below(5) as u8, Lane::ALL[random.below(3) as usize]);
+        let (held, settled) = &mut self.others.entry(other).or_default()[lane];
+        let credit = self.budget.credit(&other, lane);
+        if random.chance(40) {
+            *held += random.below(credit.saturating_sub(*held) + 1);
+        } else {
+            *settled += std::mem::take(held);
+        }
+        let need = Need { held: *held, settled: *settled, waiting: random.chance(60), room: u64::MAX };
+        self.budget.update(&other, lane, need, now);
+        if random.chance(10) {
+            self.budget.take_back(now);
+        }
+        for lane in Lane::ALL {
+            let (held, settled) = self.machine.held_and_settled(lane);
+            let room = if self.full[lane] { 0 } else { u64::MAX };
+            let need = Need { held, settled, waiting: std::mem::take(&mut self.waiting[lane]), room };
+            self.budget.update(&CHILD, lane, need, now);
+        }
+        self.budget.take_changed();
+        for lane in Lane::ALL {
+            self.machine.set_credit(lane, self.budget.credit(&CHILD, lane));
+        }
+        // What was on its way when a promise was taken back is taken all the same.
+        let promised = self.budget.promised();
+        assert!(promised <= BUDGET.total + BUDGET.lane, "{promised} bytes are promised");
     }
 
     /// What the store says behind the checkpoint; orphans leave it.
@@ -206,7 +257,8 @@ impl ParentSide {
             }
         }
         let cursors = self.recover();
-        self.machine = Parent::new(&cursors, &CREDIT);
+        self.machine = Parent::new(&cursors);
+        (self.budget, self.others) = (Budget::new(BUDGET), Others::new());
         self.full = ByLane::default();
     }
 

@@ -12,9 +12,8 @@ use hierarchy::{
 };
 
 use super::{
-    CREDIT, Downlink,
+    Downlink,
     exchange::{FromChild, WorkFromChild},
-    store::MAX_STORING,
 };
 use crate::{
     dead_letters::DeadLetter,
@@ -22,11 +21,8 @@ use crate::{
     metrics::ChildLabel,
 };
 
-/// With so many batches on their way into the store nothing more is taken of a lane.
-const BUSY: ByLane<usize> =
-    ByLane { critical: MAX_STORING, normal: MAX_STORING / 4 * 3, bulk: MAX_STORING / 2 };
 /// Most children of one parent.
-const MAX_CHILDREN: usize = 10_000;
+pub(super) const MAX_CHILDREN: usize = 10_000;
 
 impl Downlink {
     /// Handles one message; the child it came from.
@@ -41,7 +37,7 @@ impl Downlink {
                 self.refuse(&child, Refusal::NotPermitted, "too many children", &message);
                 return None;
             }
-            let state = self.new_child(&child, Parent::new(&ByLane::default(), &CREDIT));
+            let state = self.new_child(&child, Parent::new(&ByLane::default()));
             self.children.insert(child.clone(), state);
         }
         if let Err(refusal) = self.learn_peer(&child, &message).await {
@@ -73,6 +69,8 @@ impl Downlink {
                 tracing::info!(%child, version, "child greets");
                 if let Some(state) = self.children.get_mut(child) {
                     state.parent.on_hello(session, lanes);
+                    let parent = &state.parent;
+                    state.waiting = ByLane::new(|lane| parent.greets_with_more(lane) == Some(true));
                     state.version = Some(version.clone());
                 }
                 self.report(FromChild::Hello { child: child.clone(), version });
@@ -85,8 +83,12 @@ impl Downlink {
                     self.refuse(child, refusal, "author's key binding", message);
                 }
                 self.on_frame(child, session, lane, &parcels, &bodies).await;
-                let end = parcels.last().map_or(0, |parcel| parcel.last);
-                self.seen(child, Some((lane, last.saturating_sub(end))));
+                // Without parcels it asks how much may come.
+                let lag = parcels.last().map(|parcel| last.saturating_sub(parcel.last));
+                if let Some(state) = self.children.get_mut(child) {
+                    state.waiting[lane] = lag != Some(0);
+                }
+                self.seen(child, lag.map(|lag| (lane, lag)));
             }
             ChildMessage::Credit { number, offers, valid_for_ms } => {
                 let valid_for = Duration::from_millis(valid_for_ms.min(60_000));
@@ -141,9 +143,8 @@ impl Downlink {
                 Err(refusal) => Verdict::Refused(*refusal),
             })
             .collect();
-        let credit = self.credit(lane);
+        self.hold_if_full(child, lane);
         let Some(state) = self.children.get_mut(child) else { return };
-        state.parent.set_credit(lane, credit);
         let before = state.parent.repeated();
         let outputs = state.parent.on_frame(session, lane, parcels, &verdicts, &mut self.origins);
         let repeated = state.parent.repeated() - before;
@@ -176,13 +177,6 @@ impl Downlink {
                 }
             }
         }
-    }
-
-    /// A parent under pressure slows bulk before normal before critical; and what waits here for the level
-    /// above had better wait below.
-    fn credit(&self, lane: Lane) -> u64 {
-        let full = self.parts.fill.as_ref().is_some_and(|fill| fill.holds_back(lane));
-        if full || self.storing.len() >= BUSY[lane] { 0 } else { CREDIT[lane] }
     }
 
     pub(super) async fn reply(&mut self, child: &Path) {

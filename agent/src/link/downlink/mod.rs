@@ -1,5 +1,6 @@
 //! The parent's shell: verifies what children send, stores it durably, answers.
 
+mod credit;
 mod exchange;
 mod judge;
 mod messages;
@@ -7,7 +8,7 @@ mod recovery;
 mod store;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -20,7 +21,7 @@ pub use exchange::{FromChild, ToChild, WorkFromChild, handoff};
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use hierarchy::{
     ByLane, Path,
-    link::{Origins, Parent, ParentMessage},
+    link::{Budget, Limiter, Origins, Parent, ParentMessage},
     signing::{Signer, Verifier},
     subject,
 };
@@ -36,16 +37,17 @@ use super::{
 };
 use crate::{
     accounting::LossNotes,
-    clock::MeshTime,
+    clock::{MeshTime, Monotonic},
+    config::Leaf,
     dead_letters::DeadLetters,
     lanes::{Fill, Guards, Tails},
     metrics::{ChildLabel, Metrics},
 };
 
-/// Bytes of each lane that a child may have under way.
-const CREDIT: ByLane<u64> = ByLane { critical: 4 << 20, normal: 4 << 20, bulk: 4 << 20 };
 /// How often the cursors are checkpointed.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
+/// How often children are looked at that are held back.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What the shell needs.
 pub struct DownlinkParts {
@@ -77,6 +79,8 @@ pub struct DownlinkParts {
     pub checkpointed: Arc<Guards>,
     /// The newest of the lanes; `None` at global, where nothing is sent on.
     pub tails: Option<Tails>,
+    /// How many children there may be, how much they may have under way, how fast they may send.
+    pub leaf: Leaf,
     /// How full the lanes are; `None` at global.
     pub fill: Option<Arc<Fill>>,
     /// For what is lost with a child's store.
@@ -106,6 +110,9 @@ struct ChildState {
     /// How far the child says it has numbered.
     words: Words,
     version: Option<String>,
+    /// Whether something of a lane waits at the child, as far as it was not told to the budget.
+    waiting: ByLane<bool>,
+    limiter: Option<Limiter>,
     storing: usize,
     stored: prometheus_client::metrics::counter::Counter,
     events: prometheus_client::metrics::counter::Counter,
@@ -126,6 +133,10 @@ pub struct Downlink {
     /// Words for publishers below who wait until their events are durable here.
     answers: Vec<ToChild>,
     kept: Checkpoint,
+    budget: Budget<Path>,
+    /// Children of which a lane is held back, or who could have had more.
+    held_back: HashSet<Path>,
+    clock: Monotonic,
 }
 
 impl Downlink {
@@ -142,10 +153,13 @@ impl Downlink {
             next_ticket: 0,
             answers: Vec::new(),
             kept,
+            budget: Budget::new(credit::limits(&parts.leaf)),
+            held_back: HashSet::new(),
+            clock: Monotonic::new(),
             parts,
         };
         for (child, cursors) in downlink.kept.children.clone() {
-            let state = downlink.new_child(&child, Parent::new(&cursors, &CREDIT));
+            let state = downlink.new_child(&child, Parent::new(&cursors));
             downlink.children.insert(child, state);
         }
         downlink.sound_again();
@@ -162,6 +176,8 @@ impl Downlink {
     ) -> Result<(), DownlinkError> {
         let mut timer = tokio::time::interval(CHECKPOINT_EVERY);
         timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut touched = Vec::new();
         loop {
             tokio::select! {
@@ -172,7 +188,11 @@ impl Downlink {
                 }
                 Some(done) = self.storing.next(), if !self.storing.is_empty() => touched.push(self.on_done(done)),
                 Some(order) = self.parts.orders.recv() => self.send(&order.child, &order.message, None).await,
-                _ = timer.tick() => self.checkpoint().await,
+                _ = timer.tick() => {
+                    self.checkpoint().await;
+                    self.budget.take_back(self.clock.now());
+                }
+                _ = look.tick(), if !self.held_back.is_empty() => touched.extend(self.held_back.drain()),
             }
             // One receipt covers all that is durable by now.
             while let Some(Some(done)) = self.storing.next().now_or_never() {
@@ -181,8 +201,14 @@ impl Downlink {
             for ToChild { child, message } in std::mem::take(&mut self.answers) {
                 self.send(&child, &message, None).await;
             }
+            touched.sort_unstable();
+            touched.dedup();
             for child in touched.drain(..) {
                 self.heal(&child, cancel).await?;
+                self.set_credit(&child);
+                self.reply(&child).await;
+            }
+            for child in self.served() {
                 self.reply(&child).await;
             }
         }
@@ -194,6 +220,8 @@ impl Downlink {
             parent,
             words: Words::default(),
             version: None,
+            waiting: ByLane::default(),
+            limiter: self.parts.leaf.limit_of(child).map(|limit| Limiter::new(limit, self.clock.now())),
             storing: 0,
             stored: self.parts.metrics.batches_stored.get_or_create_owned(&label),
             events: self.parts.metrics.events_stored.get_or_create_owned(&label),

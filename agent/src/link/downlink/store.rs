@@ -99,6 +99,7 @@ impl Downlink {
             self.on_done(done);
         }
         let events = envelope.batch().map_or(0, |head| head.count);
+        self.count_against_limit(child, lane, bytes.len() as u64, events.into());
         let (child, last, ticket) = (child.clone(), record.last, self.next_ticket);
         self.next_ticket += 1;
         let sent = Sent {

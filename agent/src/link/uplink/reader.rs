@@ -3,11 +3,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_nats::jetstream::{
-    self,
-    consumer::{DeliverPolicy, pull},
-};
-use futures_util::{FutureExt as _, StreamExt as _};
+use async_nats::jetstream;
+use futures_util::FutureExt as _;
 use hierarchy::{
     ByLane, Digest, Lane,
     link::{Parcel, Tick, resume::Held},
@@ -18,6 +15,7 @@ use nats_config::streams::lane_stream;
 use crate::{
     lanes::{
         Tails,
+        in_order::InOrder,
         tail::{Next, Stored, Tail},
     },
     link::{contents::Contents, header},
@@ -27,14 +25,12 @@ use crate::{
 const RETRY: Duration = Duration::from_millis(200);
 /// How long a place may be missing among the newest: those who store do not finish in order.
 const MISSING_FOR: Duration = Duration::from_millis(20);
-/// Messages asked for at a time.
-const BATCH: usize = 200;
 
 enum Source {
     /// The parent has not said where to begin.
     Idle,
     /// The stream, until its end; with a batch that was read and is not known to be sound.
-    Stream { messages: Box<pull::Ordered>, held: Option<Stored> },
+    Stream { messages: Box<InOrder>, held: Option<Stored> },
     /// The newest are handed over.
     Tail,
     /// The stream is to be opened at this tick.
@@ -160,9 +156,9 @@ impl LaneReader {
                         return Some(stored);
                     }
                     let message = match messages.next().await {
-                        Some(Ok(message)) => message,
-                        other => {
-                            tracing::debug!(lane = %self.lane, ?other, "the reader of the lane ended");
+                        Ok(message) => message,
+                        Err(reason) => {
+                            tracing::debug!(lane = %self.lane, reason, "the reader of the lane ended");
                             self.source = Source::Broken(now + RETRY);
                             return None;
                         }
@@ -201,15 +197,9 @@ fn stored(lane: Lane, place: u64, message: &jetstream::Message) -> Option<Stored
     Some(Stored { place, below, parcel, contents: Contents::read(headers)? })
 }
 
-async fn open(js: &jetstream::Context, lane: Lane, read: u64) -> Result<pull::Ordered, String> {
+async fn open(js: &jetstream::Context, lane: Lane, read: u64) -> Result<InOrder, String> {
     let stream = js.get_stream_no_info(lane_stream(lane)).await.map_err(|e| e.to_string())?;
-    let config = pull::OrderedConfig {
-        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: read + 1 },
-        max_batch: BATCH as i64,
-        ..Default::default()
-    };
-    let consumer = stream.create_consumer(config).await.map_err(|e| e.to_string())?;
-    consumer.messages().await.map_err(|e| e.to_string())
+    InOrder::open(&stream, read).await
 }
 
 fn digest(headers: &async_nats::HeaderMap, name: &str) -> Option<Digest> {

@@ -291,6 +291,7 @@ impl Agent {
             to_parent: has_parent.then(|| to_parent.clone()),
             from_children: orders_from_children,
             dead_letters: letters.clone(),
+            time: time.clone(),
             metrics: metrics.clone(),
         };
         tasks.spawn("orders", Orders::run(parts, token.clone()));

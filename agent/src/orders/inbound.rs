@@ -16,7 +16,7 @@ use super::{
     book::{Kept, Waits},
     store::Entry,
 };
-use crate::{clock, dead_letters::DeadLetter, link::downlink::STORED_FOR};
+use crate::{dead_letters::DeadLetter, link::downlink::STORED_FOR};
 
 /// The flow of orders from the parent.
 pub(super) struct Inbound {
@@ -57,7 +57,7 @@ impl Orders {
             // Not a part of this flow.
             _ => return Ok(()),
         }
-        for reply in self.inbound.machine.take_replies(clock::wall(), crate::VERSION) {
+        for reply in self.inbound.machine.take_replies(self.parts.time.now(), crate::VERSION) {
             self.answer_parent(reply);
         }
         Ok(())
@@ -112,7 +112,8 @@ impl Orders {
 
     /// Everything that must hold before an order is carried out or handed on.
     fn judge<'a>(&self, lane: Lane, head: &ParcelHead, bytes: &'a Bytes) -> Result<Judged<'a>, Refusal> {
-        let verified = self.parts.verifier.verify(bytes, clock::wall(), Timeliness::Stored(STORED_FOR))?;
+        let verified =
+            self.parts.verifier.verify(bytes, self.parts.time.now(), Timeliness::Stored(STORED_FOR))?;
         let author = verified.envelope.identity();
         if verified.digest != head.digest {
             return Err(Refusal::BadSignature);
@@ -149,7 +150,7 @@ impl Orders {
             expires: order.expires,
             waits,
         };
-        if order.expires < clock::wall() {
+        if order.expires < self.parts.time.now() {
             self.report(&kept(Waits::Here), Fate::Expired, None).await;
             return Ok(());
         }

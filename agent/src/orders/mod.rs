@@ -27,7 +27,7 @@ use book::{Book, Kept, Waits};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use hierarchy::{
-    ByLane, Path, Refusal,
+    ByLane, Lane, Path, Refusal,
     envelope::Draft,
     link::{ChildMessage, Event, Parcel, Parent, ParentMessage},
     order::{self, Fate, MESSAGE_TYPE, OrderReport},
@@ -42,14 +42,14 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    clock::{self, Monotonic},
+    clock::{self, MeshTime, Monotonic},
     dead_letters::{DeadLetter, DeadLetters},
     link::{bindings::Bindings, header, wire},
     metrics::{Metrics, Reason},
 };
 
 /// Bytes of each lane that the parent may have under way.
-const CREDIT: ByLane<u64> = ByLane { critical: 1 << 20, normal: 1 << 20, bulk: 1 << 20 };
+const CREDIT: u64 = 4 << 20;
 /// A stream that is silent for so long will not tell the rest.
 const SILENCE: Duration = Duration::from_secs(5);
 /// The wait before the store is looked into again after it failed; doubles up to [`MOST_PATIENCE`].
@@ -84,6 +84,8 @@ pub struct OrdersParts {
     pub from_children: mpsc::Receiver<(Path, ParentMessage)>,
     /// For what is refused.
     pub dead_letters: DeadLetters,
+    /// The time that orders expire by.
+    pub time: MeshTime,
     /// What is counted.
     pub metrics: Metrics,
 }
@@ -186,7 +188,7 @@ impl Orders {
     fn wake(&self) -> Option<tokio::time::Instant> {
         let flows = self.outbound.values().filter_map(|flow| flow.machine.timeout());
         let expiry = self.book.due().map(|due| {
-            let left = Duration::from_millis(due.0.saturating_sub(clock::wall().0) + 1);
+            let left = Duration::from_millis(due.0.saturating_sub(self.parts.time.now().0) + 1);
             // A wall clock may be set: it is looked at again.
             self.clock.now() + left.min(Duration::from_secs(60))
         });
@@ -195,17 +197,17 @@ impl Orders {
 
     async fn on_asked(&mut self, message: Message) -> Result<(), OrdersError> {
         let reply = message.reply.clone();
-        let (answer, done) = match ask::read(&self.parts.path, &self.parts.children, &message, clock::wall())
-        {
-            Ok(asked) => match self.give(asked).await {
-                Ok(answer) => (answer, Ok(())),
-                Err(error) => (ask::failed(&error.to_string()), Err(error)),
-            },
-            Err(refused) => {
-                self.refuse(&message, refused.reason, &refused.detail);
-                (refused.answer(), Ok(()))
-            }
-        };
+        let (answer, done) =
+            match ask::read(&self.parts.path, &self.parts.children, &message, self.parts.time.now()) {
+                Ok(asked) => match self.give(asked).await {
+                    Ok(answer) => (answer, Ok(())),
+                    Err(error) => (ask::failed(&error.to_string()), Err(error)),
+                },
+                Err(refused) => {
+                    self.refuse(&message, refused.reason, &refused.detail);
+                    (refused.answer(), Ok(()))
+                }
+            };
         if let Some(reply) = reply {
             // Who does not hear asks again.
             let _ = self.parts.mesh.publish(reply, answer).await;
@@ -225,7 +227,7 @@ impl Orders {
             message_id: id,
             correlation_id: None,
             causation_id: None,
-            timestamp: clock::wall(),
+            timestamp: self.parts.time.stamp(),
             message_type: MESSAGE_TYPE,
             subject: &order::subject_for(&target),
             reply_to: None,
@@ -281,7 +283,9 @@ impl Orders {
 
     /// Orders whose time is up are not handed down any more, and it is told who lacks them.
     async fn expire(&mut self) {
-        while let Some((place, kept, lacking)) = self.book.take_expired(clock::wall(), &self.parts.children) {
+        while let Some((place, kept, lacking)) =
+            self.book.take_expired(self.parts.time.now(), &self.parts.children)
+        {
             for child in lacking {
                 tracing::warn!(order = %kept.id, %child, subject = kept.subject,
                     "an order expired before the child had it");
@@ -300,7 +304,7 @@ impl Orders {
             subject: kept.subject.clone(),
             fate,
             waited_for,
-            when: clock::wall(),
+            when: self.parts.time.now(),
         };
         let subject = Speaker::of(&self.parts.path).with_tail(subject::ORDER);
         let body = serde_json::to_vec(&report).unwrap_or_default();
@@ -319,7 +323,7 @@ impl Orders {
         let greeting = matches!(message, ChildMessage::Hello { .. });
         let subject = subject::link_down(child);
         let message = ParentMessage::Orders(Box::new(message));
-        let bytes = wire::seal(&self.parts.signer, &subject, &message, parcels, clock::wall());
+        let bytes = wire::seal(&self.parts.signer, &subject, &message, parcels, self.parts.time.stamp());
         let sent = if greeting {
             let mut headers = HeaderMap::new();
             headers.insert(header::BINDING, self.parts.signer.binding().to_json());
@@ -377,7 +381,11 @@ impl Orders {
 
 fn inbound_of(store: &Store) -> Inbound {
     let notes = &store.notes;
-    Inbound { machine: Parent::new(&notes.cursors, &CREDIT), origins: notes.origins.clone() }
+    let mut machine = Parent::new(&notes.cursors);
+    for lane in Lane::ALL {
+        machine.set_credit(lane, CREDIT);
+    }
+    Inbound { machine, origins: notes.origins.clone() }
 }
 
 /// The headers that an order is said with.

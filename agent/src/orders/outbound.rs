@@ -8,12 +8,8 @@ use hierarchy::{
 use super::{Orders, OrdersError, book::Book};
 
 /// Orders are few, and small; a frame must not hold up the receipts that go down beside it.
-const LIMITS: ChildLimits = ChildLimits {
-    frames: 4,
-    frame_bytes: 64 * 1024,
-    frame_parcels: 64,
-    retry: std::time::Duration::from_secs(1),
-};
+const FRAME_BYTES: usize = 64 * 1024;
+const FRAMES: usize = 4;
 
 /// The flow of orders to one child.
 pub(super) struct Outbound {
@@ -24,7 +20,8 @@ pub(super) struct Outbound {
 
 impl Outbound {
     pub(super) fn new(session: u64, now: Tick) -> Outbound {
-        Outbound { machine: Child::new(LIMITS, session, now), offered: ByLane::default() }
+        let limits = ChildLimits { frames: FRAMES, frame_bytes: FRAME_BYTES, ..ChildLimits::default() };
+        Outbound { machine: Child::new(limits, session, now), offered: ByLane::default() }
     }
 
     /// The lane and place of the next order that the machine has room for.

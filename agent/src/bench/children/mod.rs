@@ -76,7 +76,8 @@ async fn measure(args: &BenchChildrenArgs, dir: &FilePath) -> Result<serde_json:
         agent: fleet.agent_pid(&global).ok_or("the parent is gone")?,
         server: fleet.server_pid(&global).ok_or("the parent's server is gone")?,
     };
-    let parent = fleet.addresses(&global).and_then(|known| known.leaf).ok_or("the parent takes no children")?;
+    let parent =
+        fleet.addresses(&global).and_then(|known| known.leaf).ok_or("the parent takes no children")?;
     let nats_server = fleet.status(&global).await.map(|status| status.nats_server).unwrap_or_default();
 
     let (latencies, mut measured) = mpsc::unbounded_channel();
@@ -130,7 +131,10 @@ async fn measure(args: &BenchChildrenArgs, dir: &FilePath) -> Result<serde_json:
     let (heal, heal_took) = watch_parent(&pids, drained, PATIENCE).await;
     let (mut fresh, bulk_batches) = self::times(&mut measured);
     if heal_took >= PATIENCE {
-        return Err(format!("{} batches still wait after {PATIENCE:?}", shared.waiting.load(Ordering::Relaxed)));
+        return Err(format!(
+            "{} batches still wait after {PATIENCE:?}",
+            shared.waiting.load(Ordering::Relaxed)
+        ));
     }
     let refused = shared.refused.load(Ordering::Relaxed);
     shared.ended.store(true, Ordering::Release);

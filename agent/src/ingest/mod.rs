@@ -180,7 +180,10 @@ impl Ingest {
                 }
                 () = crate::clock::sleep_until(wake) => {}
                 Some(reached) = self.parts.reached.recv() => self.on_reached(reached).await,
-                _ = timer.tick() => self.purge().await,
+                _ = timer.tick() => {
+                    self.inbox.notice_server(self.parts.mesh.server_info().server_id);
+                    self.purge().await;
+                }
                 _ = look.tick() => self.give_up_waiting(),
             }
             self.inbox.reopen_if_broken().await;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use hierarchy::{Lane, rollup::Health};
-use tests::{Mesh, Observer, burst, eventually, eventually::when, losses, path};
+use tests::{Mesh, Observer, burst, eventually, eventually::when, losses, path, program};
 
 const TREE: [&str; 4] = ["global", "s1", CLUSTER, NODE];
 const CLUSTER: &str = "s1/c1";
@@ -204,4 +204,73 @@ async fn a_stream_that_is_gone_is_made_anew_by_the_running_agent_and_new_events_
     publish(&mesh, 101..=200).await;
     arrive(&observer, 1..=200).await;
     assert_eq!(mesh.agent_pid(&path(CLUSTER)), agent, "the agent stays up");
+}
+
+/// A server that dies while it reads a block with this word in it, as one with a fault of its own would. No damage is
+/// known over which nats-server 2.14.5 really does.
+const FATAL: &str = "over this the server dies";
+
+/// An agent that runs such a server.
+fn with_a_server_that_dies(dir: &FilePath) -> PathBuf {
+    let server = program_in(
+        dir,
+        "dying-nats-server",
+        &format!(
+            r#"# --config FILE --log FILE
+streams="$(dirname "$2")/jetstream/jetstream/MESH/streams"
+for stream in "$streams"/*; do
+    if [ "$1" = --config ] && grep -qs '{FATAL}' "$stream"/msgs/*.blk; then
+        echo "[7] [INF]   Starting restore for stream 'MESH > $(basename "$stream")'" >>"$4"
+        exit 2
+    fi
+done
+exec {:?} "$@""#,
+            program::nats_server()
+        ),
+    );
+    // Whoever runs the tests may have named a server there, too.
+    let agent = format!("LUCENT_NATS_SERVER={server:?} exec {:?} \"$@\"", program::agent());
+    program_in(dir, "agent", &agent)
+}
+
+fn program_in(dir: &FilePath, name: &str, script: &str) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let program = dir.join(name);
+    fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    program
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_over_which_the_server_dies_is_set_aside_at_a_start_and_under_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = with_a_server_that_dies(dir.path());
+    let mut mesh = Mesh::start_program(agent, &["global"], |_, _| {}).await;
+    let fatal = |mesh: &Mesh, name: &str| {
+        fs::write(stream(mesh, "global", name).join("msgs/1.blk"), FATAL).unwrap();
+    };
+    let up = async |mesh: &Mesh, name: &str| {
+        eventually!(ARRIVED_WITHIN, {
+            let js = async_nats::jetstream::new(mesh.client("global").await);
+            js.get_stream(name).await.map(drop)
+        });
+    };
+
+    mesh.kill_both("global").await;
+    fatal(&mesh, "JOBS");
+    mesh.spawn(&path("global")).unwrap();
+    eventually!(SOON, mesh.status(&path("global")).await.ok_or("the agent is not up"));
+    up(&mesh, "JOBS").await;
+    let kept = set_aside(&mesh, "global").await;
+    assert_eq!(fs::read_to_string(kept[0].join("msgs/1.blk")).unwrap(), FATAL);
+
+    let agent = mesh.agent_pid(&path("global"));
+    fatal(&mesh, "SIGNALS");
+    assert!(mesh.kill_server("global"));
+    eventually!(SOON, when(set_aside(&mesh, "global").await.len() == 2, "one stream is set aside"));
+    eventually!(SOON, when(stream(&mesh, "global", "SIGNALS").join("meta.inf").exists(), "not made anew"));
+    eventually!(SOON, mesh.status(&path("global")).await.ok_or("the agent is not up"));
+    up(&mesh, "SIGNALS").await;
+    assert_eq!(mesh.agent_pid(&path("global")), agent, "the agent stays up");
 }

@@ -64,7 +64,10 @@ pub async fn run_waiting(
     cancel: CancellationToken,
 ) -> std::io::Result<()> {
     let ready = move || async move {
-        (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "ready": false, "natsServer": false, "store": reason })))
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            Json(json!({ "ready": false, "natsServer": false, "store": reason })),
+        )
     };
     let router = Router::new().route("/livez", get(|| async { "ok\n" })).route("/readyz", get(ready));
     axum::serve(listener, router).with_graceful_shutdown(async move { cancel.cancelled().await }).await

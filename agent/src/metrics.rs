@@ -147,7 +147,11 @@ impl Metrics {
             Unit::Bytes,
             self.store_free.clone(),
         );
-        r.register("store_frozen", "Streams that take nothing since a write failed", self.store_frozen.clone());
+        r.register(
+            "store_frozen",
+            "Streams that take nothing since a write failed",
+            self.store_frozen.clone(),
+        );
         r.register("store_set_aside", "Damaged files set aside", self.store_set_aside.clone());
         r.register("tasks", "Tasks by outcome", self.tasks.clone());
         r.register("tasks_running", "Tasks running here", self.tasks_running.clone());

@@ -16,8 +16,14 @@ const SOON: Duration = Duration::from_secs(30);
 const AT: &str = "global";
 
 /// Below the state directory. The server writes `nats-server.pid` and `.log`, and the agent reads them.
-const FILES: [&str; 6] =
-    ["agent.json", "lock", "nats/passwords", "nats/nats-server.conf", "nats/nats-server.pid", "nats/nats-server.log"];
+const FILES: [&str; 6] = [
+    "agent.json",
+    "lock",
+    "nats/passwords",
+    "nats/nats-server.conf",
+    "nats/nats-server.pid",
+    "nats/nats-server.log",
+];
 
 #[derive(Debug, Clone, Copy)]
 enum Damage {
@@ -62,8 +68,7 @@ async fn publish(mesh: &Mesh) -> u64 {
     js.publish("lucent.hierarchy.global.kept", "x".into()).await.unwrap().await.unwrap();
     let request = js.get_stream("HIERARCHY").await.unwrap();
     let info = request.info_with_subjects("lucent.hierarchy.global.kept").await.unwrap();
-    let counted: Vec<(String, usize)> =
-        futures_util::TryStreamExt::try_collect(info).await.unwrap();
+    let counted: Vec<(String, usize)> = futures_util::TryStreamExt::try_collect(info).await.unwrap();
     counted.first().map_or(0, |(_, count)| *count as u64)
 }
 
@@ -99,7 +104,8 @@ async fn every_file_of_the_agents_may_be_damaged_and_is_healed() {
                 let pid = mesh.agent_pid(&path(AT)).unwrap();
                 eventually!(SOON, {
                     let status = mesh.status(&path(AT)).await;
-                    let up = status.is_some_and(|status| status.addresses.pid == pid && status.path == path(AT));
+                    let up =
+                        status.is_some_and(|status| status.addresses.pid == pid && status.path == path(AT));
                     when(up, (&case, mesh.log(AT).lines().last().map(str::to_owned)))
                 });
                 events += 1;

@@ -113,9 +113,10 @@ async fn come_back(mesh: &mut Mesh, observer: &Observer) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_whose_description_is_damaged_is_made_anew_over_its_events_and_nothing_is_lost() {
     let (mut mesh, observer) = with_events_that_wait().await;
-    let damaged: Vec<PathBuf> = [("LANE_NORMAL", "meta.inf"), ("HIERARCHY", "meta.sum"), ("KV_LUCENT_LINK", "meta.inf")]
-        .map(|(name, file)| stream(&mesh, NODE, name).join(file))
-        .into();
+    let damaged: Vec<PathBuf> =
+        [("LANE_NORMAL", "meta.inf"), ("HIERARCHY", "meta.sum"), ("KV_LUCENT_LINK", "meta.inf")]
+            .map(|(name, file)| stream(&mesh, NODE, name).join(file))
+            .into();
     flip(&damaged[0]);
     tear(&damaged[1]);
     fs::write(&damaged[2], "").unwrap();
@@ -166,7 +167,9 @@ async fn what_a_damaged_block_held_is_lost_and_global_says_so_and_new_events_flo
     });
     mesh.stop_one(&path(NODE)).await;
     mesh.kill_both(CLUSTER).await;
-    blocks(&mesh, CLUSTER, "LANE_BULK").iter().for_each(|block| flip(block));
+    let damaged = blocks(&mesh, CLUSTER, "LANE_BULK");
+    damaged.iter().for_each(|block| flip(block));
+    let bytes = fs::read(&damaged[0]).unwrap();
 
     mesh.spawn(&path(CLUSTER)).unwrap();
     eventually!(SOON, mesh.status(&path(CLUSTER)).await.ok_or("the cluster is not up"));
@@ -187,7 +190,8 @@ async fn what_a_damaged_block_held_is_lost_and_global_says_so_and_new_events_flo
         })
     });
     println!("lost with the block: {lost} events; {totals:?}");
-    let _ = set_aside(&mesh, CLUSTER).await;
+    let kept = set_aside(&mesh, CLUSTER).await;
+    assert_eq!(fs::read(kept[0].join(damaged[0].file_name().unwrap())).unwrap(), bytes, "kept whole");
 }
 
 /// A stream that is gone altogether, while the agent runs.

@@ -58,7 +58,8 @@ async fn answer(mesh: &Mesh, at: &str, prefix: &str) -> Value {
 /// `lucent.publish.hierarchy...` is the door to `lucent.hierarchy...`.
 async fn refused_at_the_door(mesh: &Mesh, at: &str, word: &str) {
     let at = path(at);
-    let subject = hierarchy::subject::Speaker::of(&at).with_tail("asked").replacen("lucent.", "lucent.publish.", 1);
+    let subject =
+        hierarchy::subject::Speaker::of(&at).with_tail("asked").replacen("lucent.", "lucent.publish.", 1);
     let client = mesh.client(&at.to_string()).await;
     let answer = client.request(subject, "{}".into()).await.unwrap();
     let answer: Value = serde_json::from_slice(&answer.payload).unwrap();
@@ -138,7 +139,8 @@ async fn a_node_whose_disk_is_full_says_so_and_goes_on_by_itself_and_nothing_ack
 
 /// No write may go beyond this: each one fails, as on a disk that is failing, while there is room.
 fn let_writes_fail(server: u32) -> bool {
-    let limited = Command::new("prlimit").args([&format!("--pid={server}"), "--fsize=1024:unlimited"]).status();
+    let limited =
+        Command::new("prlimit").args([&format!("--pid={server}"), "--fsize=1024:unlimited"]).status();
     let limited = limited.is_ok_and(|status| status.success());
     if !limited {
         println!("skipped: prlimit cannot make a server's writes fail here");

@@ -107,13 +107,14 @@ impl Server {
         options.pid_file = Some(files.pid.clone());
         let config = format!("{}\nlogfile_size_limit: {LOG_BYTES}\n", render(&options)?);
 
+        let launch = Launch { binary: binary.clone(), files: files.clone(), config };
         let left = left_behind(dir);
         // Where the pid file was lost or is an older one, more than one may run.
         for pid in all_left_behind(dir).into_iter().filter(|pid| Some(*pid) != left) {
             tracing::warn!(pid = pid.as_raw(), "stopping a second nats-server in this state directory");
             stop_process(Process::Adopted(pid)).await;
         }
-        let same = fs::read_to_string(&files.config).is_ok_and(|on_disk| on_disk == config);
+        let same = fs::read_to_string(&files.config).is_ok_and(|on_disk| on_disk == launch.config);
         let process = match left {
             Some(pid) if same && store::is_sound(options.monitor_listen).await => {
                 tracing::info!(
@@ -131,7 +132,7 @@ impl Server {
                     stop_process(Process::Adopted(pid)).await;
                 }
                 claim_all(&options)?;
-                Process::Own(spawn(binary, &files, &config)?)
+                launch.again().await?
             }
         };
 
@@ -139,7 +140,6 @@ impl Server {
         let mut watching = Tasks::new(cancel.clone());
         watching.spawn("nats-server log", log_tail::run(files.log.clone(), cancel.clone()));
         let client = options.client_listen;
-        let launch = Launch { binary: binary.clone(), files: files.clone(), config };
         let process = match launch.until_up(process, client, &options.passwords).await {
             Ok(process) => process,
             Err(error) => {
@@ -242,7 +242,10 @@ struct Launch {
 
 impl Launch {
     /// The configuration is written anew each time: the file may have been damaged since.
-    fn again(&self) -> Result<Process, BrokerError> {
+    async fn again(&self) -> Result<Process, BrokerError> {
+        let dir = self.files.dir.clone();
+        // Reading blocks takes its time; what goes wrong with it is no reason not to start.
+        let _ = tokio::task::spawn_blocking(move || store::keep_damaged(&dir)).await;
         spawn(&self.binary, &self.files, &self.config).map(Process::Own)
     }
 
@@ -261,7 +264,7 @@ impl Launch {
                         return Err(self.not_up(&end));
                     };
                     self.go_without(&stream, &end)?;
-                    process = self.again()?;
+                    process = self.again().await?;
                 }
                 Err(Down::Died { end, .. } | Down::Silent { end }) => return Err(self.not_up(&end)),
                 Ok(process) => return Ok(process),
@@ -298,8 +301,9 @@ fn died_over(log: &Path, since: u64) -> Option<String> {
 fn unfinished(log: &str) -> Option<&str> {
     let begun = log.lines().filter(|line| line.contains("Starting restore for stream"));
     let names = begun.filter_map(|line| line.rsplit_once(" > ")?.1.split('\'').next());
-    let ended =
-        |name: &str| log.lines().any(|line| line.contains("Restored ") && line.contains(&format!(" > {name}'")));
+    let ended = |name: &str| {
+        log.lines().any(|line| line.contains("Restored ") && line.contains(&format!(" > {name}'")))
+    };
     names.into_iter().find(|name| !ended(name))
 }
 
@@ -414,7 +418,7 @@ async fn watch(
                 () = tokio::time::sleep(wait) => {}
             }
             wait = (wait * 2).min(MAX_BACKOFF);
-            match launch.again() {
+            match launch.again().await {
                 Ok(again) => {
                     metrics.server_restarts.inc();
                     process = again;

@@ -83,7 +83,15 @@ impl Inbox {
             }
         }
         let reader = Reader::Broken(tokio::time::Instant::now());
-        let mut inbox = Inbox { js: js.clone(), reader, server: String::new(), read: 0, purged: 0, marks, newest_incarnation };
+        let mut inbox = Inbox {
+            js: js.clone(),
+            reader,
+            server: String::new(),
+            read: 0,
+            purged: 0,
+            marks,
+            newest_incarnation,
+        };
         inbox.reopen_if_broken().await;
         Ok(inbox)
     }

@@ -111,7 +111,9 @@ mod tests {
         assert_eq!(found.frozen.get("A").map(String::as_str), Some("write /x/1.blk: file too large"));
         assert!(found.refused.contains("B") && !found.is_sound() && found.answered);
 
-        let off = read(br#"{"status":"unavailable","errors":[{"type":"JETSTREAM","error":"JetStream not enabled"}]}"#);
+        let off = read(
+            br#"{"status":"unavailable","errors":[{"type":"JETSTREAM","error":"JetStream not enabled"}]}"#,
+        );
         assert!(off.disabled && !off.is_sound());
         assert!(read(br#"{"status":"ok"}"#).is_sound());
         assert!(!read(b"404 page not found").answered);

@@ -4,6 +4,7 @@
 //! does not even answer publishers. Nothing that it had acknowledged is lost by that. So a server with such a
 //! stream is started again, but not while the disk is full, where the first write would fail as the last did.
 
+mod blocks;
 mod inspection;
 mod refusal;
 pub mod room;
@@ -17,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+pub(super) use blocks::keep_damaged;
 use hierarchy::rollup::Health;
 pub use inspection::is_sound;
 pub use refusal::{RefusalParts, run as refuse_for_frozen};
@@ -152,14 +154,7 @@ impl Store {
         let restart = (!frozen.is_empty() || found.disabled) && !self.is_short && room.fault.is_none();
         let set_aside = set_aside::count(&self.dir);
         let warnings = self.warnings(&room, set_aside);
-        let state = StoreState {
-            trouble,
-            warnings,
-            free_bytes: room.free,
-            frozen,
-            missing,
-            set_aside,
-        };
+        let state = StoreState { trouble, warnings, free_bytes: room.free, frozen, missing, set_aside };
         self.metrics.store_free.set(i64::try_from(state.free_bytes).unwrap_or(i64::MAX));
         self.metrics.store_frozen.set(state.frozen.len() as i64);
         self.metrics.store_set_aside.set(state.set_aside as i64);
@@ -221,7 +216,10 @@ impl Store {
             match (&known.trouble, &state.trouble) {
                 (None, Some(trouble)) => tracing::error!(trouble, "the store of this level takes nothing"),
                 (Some(_), None) => {
-                    tracing::info!(free_bytes = state.free_bytes, "the store of this level takes events again");
+                    tracing::info!(
+                        free_bytes = state.free_bytes,
+                        "the store of this level takes events again"
+                    );
                 }
                 _ => {}
             }

@@ -80,7 +80,8 @@ pub async fn run(
 /// Streams with their subjects, as far as somebody waits for the stream's word.
 fn subjects(parts: &RefusalParts) -> Vec<(String, String)> {
     let streams = parts.streams.iter().filter(|spec| !spec.no_ack);
-    let streams = streams.flat_map(|spec| spec.subjects.iter().map(|subject| (spec.name.clone(), subject.clone())));
+    let streams =
+        streams.flat_map(|spec| spec.subjects.iter().map(|subject| (spec.name.clone(), subject.clone())));
     let buckets =
         parts.buckets.iter().map(|spec| (format!("KV_{}", spec.bucket), format!("$KV.{}.>", spec.bucket)));
     streams.chain(buckets).collect()

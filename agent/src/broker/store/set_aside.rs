@@ -41,16 +41,23 @@ pub fn keep_description(nats: &Path, stream: &str) -> Result<Option<PathBuf>, Br
     if !files.iter().any(|file| file.exists()) {
         return Ok(None);
     }
-    let to = place_for(nats, stream)?;
-    let copy = || {
-        fs::create_dir_all(&to)?;
-        for file in files.iter().filter(|file| file.exists()) {
-            fs::copy(file, to.join(file.file_name().unwrap_or_default()))?;
-        }
-        sync(&to)
+    let copy = |to: &Path| {
+        let mut there = files.iter().filter(|file| file.exists());
+        there.try_for_each(|file| fs::copy(file, to.join(file.file_name().unwrap_or_default())).map(drop))
     };
-    copy().map_err(|error| failed(&to, &error))?;
-    Ok(Some(to))
+    copies(nats, stream, copy).map(Some)
+}
+
+/// Keeps what `copy` puts into a place for this stream.
+pub fn copies(
+    nats: &Path,
+    stream: &str,
+    copy: impl Fn(&Path) -> io::Result<()>,
+) -> Result<PathBuf, BrokerError> {
+    let to = place_for(nats, stream)?;
+    let copied = fs::create_dir_all(&to).and_then(|()| copy(&to)).and_then(|()| sync(&to));
+    copied.map_err(|error| failed(&to, &error))?;
+    Ok(to)
 }
 
 /// Moves the whole of a stream aside.
@@ -69,7 +76,11 @@ pub fn whole(nats: &Path, stream: &str) -> Result<PathBuf, BrokerError> {
 fn place_for(nats: &Path, stream: &str) -> Result<PathBuf, BrokerError> {
     let dir = dir(nats);
     if count(nats) >= MOST {
-        return Err(BrokerError::SetAside { dir: dir.display().to_string(), most: MOST, stream: stream.into() });
+        return Err(BrokerError::SetAside {
+            dir: dir.display().to_string(),
+            most: MOST,
+            stream: stream.into(),
+        });
     }
     fs::create_dir_all(&dir).map_err(|error| failed(&dir, &error))?;
     let mut at = clock::wall().0;

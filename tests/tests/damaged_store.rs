@@ -76,7 +76,7 @@ async fn set_aside(mesh: &Mesh, at: &str) -> Vec<PathBuf> {
         let status = mesh.status(&path(at)).await.ok_or_else(|| "no answer".to_owned());
         status.and_then(|status| {
             let told = status.store.set_aside == entries.len()
-                && (status.health == Health::Degraded) == !entries.is_empty();
+                && (status.health == Health::Ok) == entries.is_empty();
             when(told, (status.health, status.store))
         })
     });

@@ -137,6 +137,46 @@ async fn a_node_whose_disk_is_full_says_so_and_goes_on_by_itself_and_nothing_ack
     a_full_disk_is_survived(NODE).await;
 }
 
+/// The agent is there while it waits, alive and not ready.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_is_started_on_a_full_disk_waits_for_room_and_says_so() {
+    const AT: &str = "global";
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let listen = format!("[http]\nlisten = \"{free}\"");
+    let mut mesh = Mesh::start_with(&[AT], |_, config| {
+        *config = config.replace("[http]\nlisten = \"127.0.0.1:0\"", &listen);
+    })
+    .await;
+    let Some(disk) = SmallDisk::under(&mut mesh, AT, MIB).await else { return };
+    mesh.kill_both(AT).await;
+    disk.fill();
+    mesh.spawn(&path(AT)).unwrap();
+    let ready = async || {
+        let url = format!("http://{free}/readyz");
+        let asked = move || {
+            let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
+            agent
+                .get(url)
+                .call()
+                .map_err(|error| error.to_string())?
+                .body_mut()
+                .read_to_string()
+                .map_err(|e| e.to_string())
+        };
+        tokio::task::spawn_blocking(asked).await.unwrap()
+    };
+    eventually!(SOON, {
+        let answer = ready().await;
+        when(answer.as_ref().is_ok_and(|answer| answer.contains("disk full")), answer)
+    });
+    assert_eq!(mesh.server_pid(&path(AT)), None, "no server is started");
+    let agent = mesh.agent_pid(&path(AT));
+    disk.empty();
+    eventually!(SOON, status(&mesh, AT).await);
+    assert!(ready().await.unwrap().contains("\"ready\":true"));
+    assert_eq!(mesh.agent_pid(&path(AT)), agent, "the agent stays up");
+}
+
 /// No write may go beyond this: each one fails, as on a disk that is failing, while there is room.
 fn let_writes_fail(server: u32) -> bool {
     let limited =

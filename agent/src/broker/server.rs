@@ -514,12 +514,13 @@ fn left_running(files: &Files) -> Option<Pid> {
     (names_config(pid, &files.config) && is_alive(pid)).then_some(pid)
 }
 
-/// Whether the process was started with this configuration file.
+/// Whether the process was started with this configuration file. Others may name it, as an editor does.
 fn names_config(pid: Pid, config: &Path) -> bool {
     use std::os::unix::ffi::OsStrExt as _;
 
     let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    command.split(|&b| b == 0).any(|argument| argument == config.as_os_str().as_bytes())
+    let arguments: Vec<&[u8]> = command.split(|&b| b == 0).collect();
+    arguments.windows(2).any(|pair| pair == [b"--config".as_slice(), config.as_os_str().as_bytes()])
 }
 
 /// Whether the process exists and is no zombie.

@@ -110,6 +110,8 @@ async fn a_full_disk_is_survived(at: &str) {
     disk.empty();
     let emptied = Instant::now();
     sound_again(&mesh, at).await;
+    let warnings = status(&mesh, at).await.unwrap().store.warnings;
+    assert!(warnings.iter().any(|warning| warning.contains("nats.max_file")), "a small disk: {warnings:?}");
     println!("{at}: sound {:.1?} after there was room", emptied.elapsed());
     let before = observer.seen().numbers(at).len();
     eventually!(ARRIVED_WITHIN, {

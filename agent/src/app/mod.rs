@@ -82,6 +82,10 @@ use crate::{
 const BINDINGS_AT_HAND: usize = 16 * 1024;
 /// Messages between tasks of one agent.
 const QUEUE: usize = 4096;
+/// Wait before a role begins anew whose streams are gone; doubles up to [`STEADY`] where it does not run for that
+/// long.
+const BEGIN_ANEW: Duration = Duration::from_millis(250);
+const STEADY: Duration = Duration::from_secs(60);
 /// How long the tasks may take to end.
 const STOP_WITHIN: Duration = Duration::from_secs(8);
 
@@ -93,7 +97,9 @@ pub async fn run(config: Config) -> Result<(), AppError> {
 
     let _lock = lock_state(&config)?;
     let nats_dir = config.state_dir.join("nats");
+    let mut wait = BEGIN_ANEW;
     loop {
+        let begun = Instant::now();
         let started = tokio::select! {
             agent = Agent::start(config.clone()) => Some(agent?),
             _ = terminate.recv() => None,
@@ -116,6 +122,12 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         agent.stop().await;
         if let Some(ended) = ended {
             return ended;
+        }
+        wait = if begun.elapsed() > STEADY { BEGIN_ANEW } else { (wait * 2).min(STEADY) };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
         }
     }
 }

@@ -43,8 +43,9 @@ pub(in crate::broker) fn keep_damaged(nats: &Path) {
         }
         let Ok(bytes) = fs::read(&block.path) else { continue };
         let Some(sound) = damaged_from(&bytes, key(&block.stream, block.number)) else { continue };
-        match keep(nats, block, bytes.len() as u64) {
-            Ok(kept) => tracing::error!(
+        match keep(nats, block, &bytes) {
+            Ok(None) => {}
+            Ok(Some(kept)) => tracing::error!(
                 stream = block.stream, block = block.number, sound, bytes = bytes.len(), kept_in = %kept.display(),
                 "a block of this stream is damaged: the server drops what is behind the damage; a copy of the whole is kept"
             ),
@@ -85,14 +86,19 @@ fn blocks_of(stream: &fs::DirEntry) -> Vec<Block> {
     files.filter_map(block).collect()
 }
 
-fn keep(nats: &Path, block: &Block, bytes: u64) -> Result<PathBuf, String> {
-    if room::look(nats).is_below(bytes + room::PLENTY) {
+/// Damage that the server has not come upon yet is found again at each start, and kept once.
+fn keep(nats: &Path, block: &Block, bytes: &[u8]) -> Result<Option<PathBuf>, String> {
+    let name = format!("{}.blk", block.number);
+    if set_aside::of_stream(nats, &block.stream)
+        .any(|place| fs::read(place.join(&name)).is_ok_and(|kept| kept == bytes))
+    {
+        return Ok(None);
+    }
+    if room::look(nats).is_below(bytes.len() as u64 + room::PLENTY) {
         return Err("there is no room for it".to_owned());
     }
-    let copy = |to: &Path| -> io::Result<()> {
-        fs::copy(&block.path, to.join(format!("{}.blk", block.number))).map(drop)
-    };
-    set_aside::copies(nats, &block.stream, copy).map_err(|error| error.to_string())
+    let copy = |to: &Path| -> io::Result<()> { fs::write(to.join(&name), bytes) };
+    set_aside::copies(nats, &block.stream, copy).map(Some).map_err(|error| error.to_string())
 }
 
 fn key(stream: &str, block: u32) -> Key {

@@ -28,6 +28,13 @@ pub fn count(nats: &Path) -> usize {
     fs::read_dir(dir(nats)).map_or(0, |entries| entries.flatten().count())
 }
 
+/// What lies there of a stream.
+pub fn of_stream(nats: &Path, stream: &str) -> impl Iterator<Item = PathBuf> {
+    let end = format!("-{stream}");
+    let places = fs::read_dir(dir(nats)).into_iter().flatten().flatten().map(|entry| entry.path());
+    places.filter(move |place| place.to_string_lossy().ends_with(&end))
+}
+
 /// Whether the stream's own files may be what keeps it from being made; not so where the disk is full.
 pub fn is_in_the_way(nats: &Path, stream: &str) -> bool {
     streams_dir(nats).join(stream).exists() && !room::look(nats).is_below(room::LEAST)

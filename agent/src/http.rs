@@ -11,6 +11,7 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    broker::store::StoreState,
     link::uplink::UplinkState,
     metrics::Metrics,
     status::{Addresses, Status},
@@ -30,6 +31,8 @@ pub struct Facts {
     pub mesh: Client,
     /// How it fares.
     pub health: watch::Receiver<Health>,
+    /// How the own store fares.
+    pub store: watch::Receiver<StoreState>,
     /// The link to the parent.
     pub uplink: Option<watch::Receiver<UplinkState>>,
     /// Its children.
@@ -54,13 +57,31 @@ pub async fn run(listener: TcpListener, facts: Arc<Facts>, cancel: CancellationT
 
 type Known = extract::State<Arc<Facts>>;
 
-/// Ready means that events are taken: the own server is there. A cut link does not make an agent
+/// Serves until cancelled while there is no room to start in: alive, and not ready.
+pub async fn run_waiting(
+    listener: TcpListener,
+    reason: String,
+    cancel: CancellationToken,
+) -> std::io::Result<()> {
+    let ready = move || async move {
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            Json(json!({ "ready": false, "natsServer": false, "store": reason })),
+        )
+    };
+    let router = Router::new().route("/livez", get(|| async { "ok\n" })).route("/readyz", get(ready));
+    axum::serve(listener, router).with_graceful_shutdown(async move { cancel.cancelled().await }).await
+}
+
+/// Ready means that events are taken: the own server is there and stores. A cut link does not make an agent
 /// unready, since working on without a parent is what it is for.
 async fn ready(facts: Known) -> impl IntoResponse {
     let connected = facts.mesh.connection_state() == State::Connected;
     let uplink = facts.uplink.as_ref().map(|uplink| uplink.borrow().open);
-    let code = if connected { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(json!({ "ready": connected, "natsServer": connected, "parentLink": uplink })))
+    let trouble = facts.store.borrow().trouble.clone();
+    let ready = connected && trouble.is_none();
+    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(json!({ "ready": ready, "natsServer": connected, "store": trouble, "parentLink": uplink })))
 }
 
 async fn metrics(facts: Known) -> impl IntoResponse {
@@ -82,6 +103,7 @@ async fn status(facts: Known) -> Json<Status> {
         health: *facts.health.borrow(),
         uptime_seconds: facts.started.elapsed().as_secs(),
         refused: facts.metrics.refused_total(),
+        store: facts.store.borrow().clone(),
         parent: facts.uplink.as_ref().map(|uplink| uplink.borrow().clone()),
         children: facts.children.borrow().clone(),
         addresses: facts.addresses.clone(),

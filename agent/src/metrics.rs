@@ -81,6 +81,12 @@ pub struct Metrics {
     pub policy_kept: Family<Reason, Counter>,
     /// Dead letters that were dropped since there were too many.
     pub dead_letters_dropped: Counter,
+    /// Bytes that are free where the store is.
+    pub store_free: Gauge,
+    /// Streams that take nothing since a write failed.
+    pub store_frozen: Gauge,
+    /// Damaged files that were set aside and still lie there.
+    pub store_set_aside: Gauge,
     /// Starts of the nats-server after the first.
     pub server_restarts: Counter,
     /// Orders by what became of them here.
@@ -156,6 +162,18 @@ impl Metrics {
         r.register("server_restarts", "Restarts of the nats-server", self.server_restarts.clone());
         r.register("orders", "Orders by what became of them here", self.orders.clone());
         r.register("orders_waiting", "Orders that wait for a child", self.orders_waiting.clone());
+        r.register_with_unit(
+            "store_free",
+            "Bytes free where the store is",
+            Unit::Bytes,
+            self.store_free.clone(),
+        );
+        r.register(
+            "store_frozen",
+            "Streams that take nothing since a write failed",
+            self.store_frozen.clone(),
+        );
+        r.register("store_set_aside", "Damaged files set aside", self.store_set_aside.clone());
         r.register("tasks", "Tasks by outcome", self.tasks.clone());
         r.register("tasks_running", "Tasks running here", self.tasks_running.clone());
         let mut text = String::new();

@@ -9,7 +9,7 @@ use coordinator::{
 use hierarchy::{Level, Path, link::Skew, rollup::Health};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::link::uplink::UplinkState;
+use crate::{broker::store::StoreState, link::uplink::UplinkState};
 
 /// The tree as one agent sees it: itself, its parent, its children.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -29,6 +29,9 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// Messages it has refused.
     pub refused: u64,
+    /// How the own store fares.
+    #[serde(default)]
+    pub store: StoreState,
     /// The link to the parent; absent at global.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<UplinkState>,
@@ -126,6 +129,9 @@ impl Status {
             self.uptime_seconds,
             self.refused
         );
+        for line in self.store.trouble.iter().chain(&self.store.warnings) {
+            let _ = writeln!(text, "  store   {line}");
+        }
         if let Some(parent) = &self.parent {
             let state = if parent.open { "up" } else { "down" };
             let version = parent.parent_version.as_deref().unwrap_or("-");

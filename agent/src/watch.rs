@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    broker::store::StoreState,
     clock::{MeshTime, Monotonic},
     link::{downlink::FromChild, uplink::UplinkState},
     telemetry::Sampler,
@@ -46,6 +47,8 @@ pub struct WatchParts {
     pub registry: Registry,
     /// What children say.
     pub reports: mpsc::Receiver<FromChild>,
+    /// How the own store fares.
+    pub store: watch::Receiver<StoreState>,
     /// The link to the parent; `None` at global.
     pub uplink: Option<watch::Receiver<UplinkState>>,
     /// What became of all events; only global knows.
@@ -151,6 +154,7 @@ impl WatchParts {
         let clock =
             self.uplink.as_ref().is_some_and(|uplink| uplink.borrow().is_apart()) || !self.time.holds();
         let health = if cut_off || alarm || clock { Health::Degraded } else { Health::Ok };
+        let health = health.max(self.store.borrow().health());
         self.health.send_if_modified(|known| std::mem::replace(known, health) != health);
         self.children.send_replace(self.registry.statuses(now).collect());
         if self.path.level() != Level::Node

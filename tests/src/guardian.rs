@@ -15,6 +15,10 @@ for process in /proc/[0-9]*; do
         kill -9 "${process#/proc/}" 2>/dev/null
     fi
 done
+# A small disk of a test that was killed.
+awk -v dir="$MESH_DIR/" 'index($2, dir) == 1 {print $2}' /proc/mounts | while read -r disk; do
+    umount -l "$disk"
+done
 rm -rf "$MESH_DIR"
 "#;
 

@@ -21,6 +21,7 @@ pub mod program;
 pub mod publisher;
 pub mod random;
 pub mod scrape;
+pub mod small_disk;
 mod turn;
 pub mod wire;
 

@@ -24,7 +24,7 @@ use hierarchy::{
 };
 use nats::{ensure_streams, open_bucket, start_broker};
 use nats_config::streams::{BINDINGS_BUCKET, LINK_BUCKET, TASKS_BUCKET};
-use options::{lane_bounds, make_policy, make_registry};
+use options::{lane_bounds, make_policy, make_registry, stream_limits};
 use signer::make_signer;
 use state_dir::{lock_state, write_addresses};
 use tokio::{
@@ -43,6 +43,7 @@ use crate::{
     broker::{
         self, BrokerError,
         server::{self, Server},
+        store::{RefusalParts, StoreState, refuse_for_frozen, room},
     },
     clock::{self, MeshTime},
     config::Config,
@@ -84,6 +85,10 @@ const BINDINGS_AT_HAND: usize = 16 * 1024;
 const QUEUE: usize = 4096;
 /// Messages in the flow of orders that wait for it.
 const ORDERS_QUEUE: usize = 256;
+/// Wait before a role begins anew whose streams are gone; doubles up to [`STEADY`] where it does not run for that
+/// long.
+const BEGIN_ANEW: Duration = Duration::from_millis(250);
+const STEADY: Duration = Duration::from_secs(60);
 /// How long the tasks may take to end.
 const STOP_WITHIN: Duration = Duration::from_secs(8);
 
@@ -95,23 +100,47 @@ pub async fn run(config: Config) -> Result<(), AppError> {
 
     let _lock = lock_state(&config)?;
     let nats_dir = config.state_dir.join("nats");
-    let started = tokio::select! {
-        agent = Agent::start(config) => Some(agent?),
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
-    };
-    let Some(mut agent) = started else {
-        // Whoever stops an agent means its server, too: the one of an agent that was killed before.
-        server::stop_left_behind(&nats_dir).await;
-        return Ok(());
-    };
-    let ended = tokio::select! {
-        end = agent.tasks.first_failure() => Err(end.into()),
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
-    };
-    agent.stop().await;
-    ended
+    let mut wait = BEGIN_ANEW;
+    loop {
+        let begun = Instant::now();
+        let started = tokio::select! {
+            agent = Agent::start(config.clone()) => Some(agent?),
+            _ = terminate.recv() => None,
+            _ = interrupt.recv() => None,
+        };
+        let Some(mut agent) = started else {
+            // Whoever stops an agent means its server, too: the one of an agent that was killed before.
+            server::stop_left_behind(&nats_dir).await;
+            return Ok(());
+        };
+        let ended = tokio::select! {
+            end = agent.tasks.first_failure() => Some(Err(end.into())),
+            _ = terminate.recv() => Some(Ok(())),
+            _ = interrupt.recv() => Some(Ok(())),
+            lost = lost_streams(agent.server.as_ref()) => {
+                tracing::error!(?lost, "streams of this level are gone: the role begins anew in this process");
+                None
+            }
+        };
+        agent.stop().await;
+        if let Some(ended) = ended {
+            return ended;
+        }
+        wait = if begun.elapsed() > STEADY { BEGIN_ANEW } else { (wait * 2).min(STEADY) };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        }
+    }
+}
+
+/// Whatever the tasks have in memory is about streams that are not there any more.
+async fn lost_streams(server: Option<&Server>) -> Vec<String> {
+    match server {
+        Some(server) => server.lost_streams().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// A role that runs.
@@ -134,10 +163,14 @@ impl Agent {
         let listener = listen_http(config.http.listen).await?;
         let http = listener.local_addr().map_err(|error| AppError::Machine(error.to_string()))?;
 
+        wait_for_room(&config, &listener).await?;
         let (server, version, connections, mut addresses) = start_broker(&config, &metrics).await?;
         addresses.http = http;
         let js = ContextBuilder::new().timeout(Duration::from_secs(5)).build(connections.mesh.clone());
-        ensure_streams(&config, &js).await?;
+        ensure_streams(&config, server.as_ref(), &js).await?;
+        // A server that others run is theirs to look after.
+        let (_, sound) = watch::channel(StoreState::default());
+        let store = server.as_ref().map_or(sound, |server| server.store.clone());
         let bucket = |name: &'static str| open_bucket(&js, name);
         let (link, bindings, tasks_bucket) =
             (bucket(LINK_BUCKET).await?, bucket(BINDINGS_BUCKET).await?, bucket(TASKS_BUCKET).await?);
@@ -204,6 +237,7 @@ impl Agent {
                 numbered,
                 notes: notes.clone(),
                 fill: fill.clone(),
+                store: store.clone(),
                 reached,
                 dead_letters: letters.clone(),
                 metrics: metrics.clone(),
@@ -269,7 +303,7 @@ impl Agent {
                 checkpointed,
                 tails,
                 leaf,
-                fill: has_parent.then_some(fill),
+                fill: Some(fill.clone()),
                 notes: has_parent.then_some(notes),
                 dead_letters: letters.clone(),
                 metrics: metrics.clone(),
@@ -295,6 +329,15 @@ impl Agent {
             metrics: metrics.clone(),
         };
         tasks.spawn("orders", Orders::run(parts, token.clone()));
+        let limits = stream_limits(&config);
+        let parts = RefusalParts {
+            store: store.clone(),
+            mesh: connections.mesh.clone(),
+            streams: nats_config::streams(config.level(), &limits),
+            buckets: nats_config::kv_buckets(config.level(), &limits),
+            fill,
+        };
+        tasks.spawn("refusals", refuse_for_frozen(parts, token.clone()));
         let parts = DrillParts {
             path: config.path.clone(),
             js: js.clone(),
@@ -363,6 +406,7 @@ impl Agent {
             time,
             registry: make_registry(&config)?,
             reports: reports_rx,
+            store: store.clone(),
             uplink: uplink.clone(),
             losses: losses.clone(),
             children: children_tx,
@@ -381,6 +425,7 @@ impl Agent {
             addresses,
             mesh: connections.mesh.clone(),
             health,
+            store,
             uplink,
             children,
             losses,
@@ -405,6 +450,30 @@ impl Agent {
         }
         let _ = fs::remove_file(self.address_file);
     }
+}
+
+/// A server that is started without room would freeze its streams at once. The agent is there meanwhile, and
+/// says why it is not ready.
+async fn wait_for_room(config: &Config, listener: &TcpListener) -> Result<(), AppError> {
+    let dir = config.state_dir.join("nats");
+    let room = room::look(&dir);
+    if config.nats.embedded().is_none() || !room.is_below(room::LEAST) {
+        return Ok(());
+    }
+    let (free, needed) = (room.free, room::PLENTY);
+    let reason = format!("disk full: {free} bytes free, {needed} needed; the start waits for room");
+    tracing::error!(reason, "the store of this level takes nothing");
+    let machine = |error: std::io::Error| AppError::Machine(error.to_string());
+    // The same listener serves the agent later.
+    let again = nix::unistd::dup(listener).map_err(|error| AppError::Machine(error.to_string()))?;
+    let again = TcpListener::from_std(again.into()).map_err(machine)?;
+    let cancel = CancellationToken::new();
+    let mut serving = Tasks::new(cancel.clone());
+    serving.spawn("http", http::run_waiting(again, reason, cancel));
+    room::wait_for_plenty(&dir).await;
+    serving.stop(Duration::from_secs(1)).await;
+    tracing::info!("there is room again; starting");
+    Ok(())
 }
 
 async fn listen_http(address: SocketAddr) -> Result<TcpListener, AppError> {

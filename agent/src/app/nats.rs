@@ -110,10 +110,22 @@ fn faces_loopback_only(config: &Config) -> bool {
     leaf && parents
 }
 
-pub(super) async fn ensure_streams(config: &Config, js: &jetstream::Context) -> Result<(), BrokerError> {
+/// Makes this level's streams and buckets, and has the server watched for them.
+pub(super) async fn ensure_streams(
+    config: &Config,
+    server: Option<&Server>,
+    js: &jetstream::Context,
+) -> Result<(), BrokerError> {
     let limits = stream_limits(config);
     let streams = nats_config::streams(config.level(), &limits);
-    broker::streams::ensure(js, &streams, &nats_config::kv_buckets(config.level(), &limits)).await
+    let buckets = nats_config::kv_buckets(config.level(), &limits);
+    let dir = server.map(|_| config.state_dir.join("nats"));
+    broker::streams::ensure(js, &streams, &buckets, dir.as_deref()).await?;
+    if let Some(server) = server {
+        let buckets = buckets.into_iter().map(|bucket| format!("KV_{}", bucket.bucket));
+        server.expect(streams.into_iter().map(|stream| stream.name).chain(buckets).collect());
+    }
+    Ok(())
 }
 
 pub(super) async fn open_bucket(

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    io::Write as _,
     path::Path,
 };
 
@@ -23,5 +24,11 @@ pub(super) fn write_addresses(path: &Path, addresses: &Addresses) -> Result<(), 
     let failed = |reason: String| AppError::State { path: path.to_owned(), reason };
     let text = serde_json::to_vec_pretty(addresses).map_err(|error| failed(error.to_string()))?;
     let next = path.with_extension("next");
-    fs::write(&next, text).and_then(|()| fs::rename(&next, path)).map_err(|error| failed(error.to_string()))
+    let write = || {
+        let mut file = File::create(&next)?;
+        file.write_all(&text)?;
+        file.sync_all()?;
+        fs::rename(&next, path)
+    };
+    write().map_err(|error: std::io::Error| failed(error.to_string()))
 }

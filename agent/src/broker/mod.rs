@@ -6,6 +6,7 @@ pub mod connect;
 mod log_tail;
 mod pulse;
 pub mod server;
+pub mod store;
 pub mod streams;
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -60,6 +61,18 @@ pub enum BrokerError {
         path: String,
         /// What the system said.
         reason: String,
+    },
+    /// There are too many damaged files already.
+    #[error(
+        "the files of stream {stream} are damaged and cannot be set aside: {most} lie in {dir} already; look at them, move away what is not needed, and start the agent again"
+    )]
+    SetAside {
+        /// Where they lie.
+        dir: String,
+        /// How many may.
+        most: usize,
+        /// Whose files.
+        stream: String,
     },
     /// The options do not make a configuration.
     #[error("nats-server cannot be configured: {0}")]

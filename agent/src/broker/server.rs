@@ -15,6 +15,7 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -23,10 +24,18 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tokio::process::{Child, Command};
+use tokio::{
+    process::{Child, Command},
+    sync::watch,
+};
 use tokio_util::sync::CancellationToken;
 
-use super::{BrokerError, binary::Binary, connect, log_tail, pulse};
+use super::{
+    BrokerError,
+    binary::Binary,
+    connect, log_tail, pulse,
+    store::{self, Store, StoreState, set_aside},
+};
 use crate::{metrics::Metrics, supervise::Tasks};
 
 /// How long a server may take to answer after it was started, recovering its streams.
@@ -40,6 +49,10 @@ const MAX_BACKOFF: Duration = Duration::from_secs(10);
 const STEADY: Duration = Duration::from_secs(30);
 /// How often an adopted server, which is nobody's child, is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// So often one start may be tried without a stream over which the server dies.
+const WITHOUT: usize = 16;
+/// What a Go program exits with that has met a fault of its own.
+const PANICKED: i32 = 2;
 /// The server's log begins a new file at this many bytes.
 const LOG_BYTES: u64 = 4 << 20;
 
@@ -49,13 +62,17 @@ pub struct Server {
     pub client: SocketAddr,
     /// The agent's passwords on it.
     pub passwords: Passwords,
+    /// How its store fares.
+    pub store: watch::Receiver<StoreState>,
     files: Files,
+    expected: Arc<OnceLock<Vec<String>>>,
     cancel: CancellationToken,
     watching: Tasks,
 }
 
 #[derive(Debug, Clone)]
 struct Files {
+    dir: PathBuf,
     config: PathBuf,
     pid: PathBuf,
     log: PathBuf,
@@ -90,9 +107,16 @@ impl Server {
         options.pid_file = Some(files.pid.clone());
         let config = format!("{}\nlogfile_size_limit: {LOG_BYTES}\n", render(&options)?);
 
-        let left = left_running(&files);
+        let launch = Launch { binary: binary.clone(), files: files.clone(), config };
+        let left = left_behind(dir);
+        // Where the pid file was lost or is an older one, more than one may run.
+        for pid in all_left_behind(dir).into_iter().filter(|pid| Some(*pid) != left) {
+            tracing::warn!(pid = pid.as_raw(), "stopping a second nats-server in this state directory");
+            stop_process(Process::Adopted(pid)).await;
+        }
+        let same = fs::read_to_string(&files.config).is_ok_and(|on_disk| on_disk == launch.config);
         let process = match left {
-            Some(pid) if fs::read_to_string(&files.config).is_ok_and(|on_disk| on_disk == config) => {
+            Some(pid) if same && store::is_sound(options.monitor_listen).await => {
                 tracing::info!(
                     pid = pid.as_raw(),
                     "the nats-server of an earlier agent still runs; taking it over"
@@ -103,13 +127,12 @@ impl Server {
                 if let Some(pid) = left {
                     tracing::info!(
                         pid = pid.as_raw(),
-                        "stopping the nats-server of an earlier agent: it is configured otherwise"
+                        "stopping the nats-server of an earlier agent: it is configured otherwise, or does not store"
                     );
                     stop_process(Process::Adopted(pid)).await;
                 }
                 claim_all(&options)?;
-                write_private(&files.config, &config)?;
-                Process::Own(spawn(binary, &files)?)
+                launch.again().await?
             }
         };
 
@@ -117,16 +140,35 @@ impl Server {
         let mut watching = Tasks::new(cancel.clone());
         watching.spawn("nats-server log", log_tail::run(files.log.clone(), cancel.clone()));
         let client = options.client_listen;
-        let process = match wait_until_up(process, client, &options.passwords, &files).await {
+        let process = match launch.until_up(process, client, &options.passwords).await {
             Ok(process) => process,
             Err(error) => {
                 watching.stop(Duration::from_secs(1)).await;
                 return Err(error);
             }
         };
-        let watch = watch(process, binary.clone(), client, files.clone(), metrics.clone(), cancel.clone());
+        let expected = Arc::<OnceLock<Vec<String>>>::default();
+        let (monitor, promised) = (options.monitor_listen, options.max_file_store);
+        let (looking, store) = Store::new(dir, monitor, promised, expected.clone(), metrics);
+        let watch = watch(process, launch, client, looking, metrics.clone(), cancel.clone());
         watching.spawn("nats-server", watch);
-        Ok(Server { client, passwords: options.passwords, files, cancel, watching })
+        Ok(Server { client, passwords: options.passwords, store, files, expected, cancel, watching })
+    }
+
+    /// From now on these streams and buckets must be there.
+    pub fn expect(&self, streams: Vec<String>) {
+        let _ = self.expected.set(streams);
+    }
+
+    /// Returns once streams are gone that must be there; which.
+    pub async fn lost_streams(&self) -> Vec<String> {
+        let mut store = self.store.clone();
+        let lost = store.wait_for(|state| !state.missing.is_empty()).await.map(|state| state.missing.clone());
+        match lost {
+            Ok(lost) => lost,
+            // The server is being stopped.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Asks the server to end, waits, and kills it if it does not.
@@ -191,7 +233,82 @@ fn claim_all(options: &ServerOptions) -> Result<(), BrokerError> {
     Ok(())
 }
 
-fn spawn(binary: &Binary, files: &Files) -> Result<Child, BrokerError> {
+/// How a server is started, again and again.
+struct Launch {
+    binary: Binary,
+    files: Files,
+    config: String,
+}
+
+impl Launch {
+    /// The configuration is written anew each time: the file may have been damaged since.
+    async fn again(&self) -> Result<Process, BrokerError> {
+        let dir = self.files.dir.clone();
+        // Reading blocks takes its time; what goes wrong with it is no reason not to start.
+        let _ = tokio::task::spawn_blocking(move || store::keep_damaged(&dir)).await;
+        spawn(&self.binary, &self.files, &self.config).map(Process::Own)
+    }
+
+    /// Waits until the server answers. One that dies over a stream is started again without it.
+    async fn until_up(
+        &self,
+        mut process: Process,
+        client: SocketAddr,
+        passwords: &Passwords,
+    ) -> Result<Process, BrokerError> {
+        for _ in 0..WITHOUT {
+            let log = log_length(&self.files.log);
+            match wait_until_up(process, client, passwords).await {
+                Err(Down::Died { code: Some(PANICKED), end }) => {
+                    let Some(stream) = died_over(&self.files.log, log) else {
+                        return Err(self.not_up(&end));
+                    };
+                    self.go_without(&stream, &end)?;
+                    process = self.again().await?;
+                }
+                Err(Down::Died { end, .. } | Down::Silent { end }) => return Err(self.not_up(&end)),
+                Ok(process) => return Ok(process),
+            }
+        }
+        stop_process(process).await;
+        Err(self.not_up(&format!("it died over {WITHOUT} streams")))
+    }
+
+    fn go_without(&self, stream: &str, end: &str) -> Result<(), BrokerError> {
+        let kept = set_aside::whole(&self.files.dir, stream)?;
+        tracing::error!(stream, end, kept_in = %kept.display(),
+            "nats-server died while it read this stream: its files are set aside, and it is made anew");
+        Ok(())
+    }
+
+    fn not_up(&self, end: &str) -> BrokerError {
+        BrokerError::NotUp(format!("{end}; it says: {}", last_complaint(&self.files.log)))
+    }
+}
+
+fn log_length(log: &Path) -> u64 {
+    fs::metadata(log).map_or(0, |meta| meta.len())
+}
+
+/// The stream that the server was reading when it died, by what it has logged since.
+fn died_over(log: &Path, since: u64) -> Option<String> {
+    let bytes = fs::read(log).ok()?;
+    let text = String::from_utf8_lossy(bytes.get(usize::try_from(since).ok()?..)?).into_owned();
+    unfinished(&text).map(str::to_owned)
+}
+
+/// The first stream whose reading was begun and not ended.
+fn unfinished(log: &str) -> Option<&str> {
+    let begun = log.lines().filter(|line| line.contains("Starting restore for stream"));
+    let names = begun.filter_map(|line| line.rsplit_once(" > ")?.1.split('\'').next());
+    let ended = |name: &str| {
+        log.lines().any(|line| line.contains("Restored ") && line.contains(&format!(" > {name}'")))
+    };
+    names.into_iter().find(|name| !ended(name))
+}
+
+fn spawn(binary: &Binary, files: &Files, config: &str) -> Result<Child, BrokerError> {
+    write_private(&files.config, config)?;
     Command::new(&binary.program)
         .arg("--config")
         .arg(&files.config)
@@ -210,17 +327,22 @@ fn spawn(binary: &Binary, files: &Files) -> Result<Child, BrokerError> {
         .map_err(|error| BrokerError::NotUp(error.to_string()))
 }
 
+/// Why a server did not come up.
+enum Down {
+    Died { end: String, code: Option<i32> },
+    Silent { end: String },
+}
+
 async fn wait_until_up(
     mut process: Process,
     client: SocketAddr,
     passwords: &Passwords,
-    files: &Files,
-) -> Result<Process, BrokerError> {
+) -> Result<Process, Down> {
     let deadline = tokio::time::Instant::now() + UP_WITHIN;
     let address = client.to_string();
     loop {
-        if let Some(end) = ended(&mut process) {
-            return Err(BrokerError::NotUp(format!("{end}; it says: {}", last_complaint(&files.log))));
+        if let Some((end, code)) = ended(&mut process) {
+            return Err(Down::Died { end, code });
         }
         let probe = connect::connect(address.as_str(), names::AGENT_USER, passwords.agent.expose(), "probe");
         let up = match tokio::time::timeout(Duration::from_secs(2), probe).await {
@@ -232,10 +354,7 @@ async fn wait_until_up(
         }
         if tokio::time::Instant::now() >= deadline {
             stop_process(process).await;
-            return Err(BrokerError::NotUp(format!(
-                "no answer in {UP_WITHIN:?}; it says: {}",
-                last_complaint(&files.log)
-            )));
+            return Err(Down::Silent { end: format!("no answer in {UP_WITHIN:?}") });
         }
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
@@ -259,16 +378,17 @@ pub async fn jetstream_answers(client: async_nats::Client) -> bool {
 /// Watches the process and starts it again, until cancelled; then stops it.
 async fn watch(
     mut process: Process,
-    binary: Binary,
+    launch: Launch,
     client: SocketAddr,
-    files: Files,
+    mut store: Store,
     metrics: Metrics,
     cancel: CancellationToken,
 ) -> Result<(), std::convert::Infallible> {
     let mut wait = BACKOFF;
     loop {
         let started = tokio::time::Instant::now();
-        let end = tokio::select! {
+        let log = log_length(&launch.files.log);
+        let (end, code) = tokio::select! {
             () = cancel.cancelled() => {
                 stop_process(process).await;
                 return Ok(());
@@ -277,9 +397,19 @@ async fn watch(
             silent = pulse::lost(client) => {
                 // What it has acknowledged is written; a new one reads it.
                 kill_process(process).await;
-                format!("it did not answer for {silent:.1?} and was killed")
+                (format!("it did not answer for {silent:.1?} and was killed"), None)
+            }
+            trouble = store.broken() => {
+                stop_process(process).await;
+                (format!("it was stopped, for its store: {trouble}"), None)
             }
         };
+        if code == Some(PANICKED)
+            && let Some(stream) = died_over(&launch.files.log, log)
+            && let Err(error) = launch.go_without(&stream, &end)
+        {
+            tracing::error!(%error, "nats-server cannot be started without a stream that it dies over");
+        }
         wait = if started.elapsed() > STEADY { BACKOFF } else { wait };
         tracing::error!(end, again_in = ?wait, "nats-server ended; starting it again");
         loop {
@@ -288,10 +418,10 @@ async fn watch(
                 () = tokio::time::sleep(wait) => {}
             }
             wait = (wait * 2).min(MAX_BACKOFF);
-            match spawn(&binary, &files) {
-                Ok(child) => {
+            match launch.again().await {
+                Ok(again) => {
                     metrics.server_restarts.inc();
-                    process = Process::Own(child);
+                    process = again;
                     break;
                 }
                 Err(error) => tracing::error!(%error, "nats-server cannot be started"),
@@ -300,29 +430,32 @@ async fn watch(
     }
 }
 
+/// How a process ended, for people, and its exit code where there is one.
+type End = (String, Option<i32>);
+
 /// How the process ended, if it did.
-fn ended(process: &mut Process) -> Option<String> {
+fn ended(process: &mut Process) -> Option<End> {
     match process {
         Process::Own(child) => match child.try_wait() {
-            Ok(Some(status)) => Some(status.to_string()),
+            Ok(Some(status)) => Some((status.to_string(), status.code())),
             Ok(None) => None,
-            Err(error) => Some(error.to_string()),
+            Err(error) => Some((error.to_string(), None)),
         },
-        Process::Adopted(pid) => (!is_alive(*pid)).then(|| "it is gone".to_owned()),
+        Process::Adopted(pid) => (!is_alive(*pid)).then(|| ("it is gone".to_owned(), None)),
     }
 }
 
-async fn until_ended(process: &mut Process) -> String {
+async fn until_ended(process: &mut Process) -> End {
     match process {
         Process::Own(child) => match child.wait().await {
-            Ok(status) => status.to_string(),
-            Err(error) => error.to_string(),
+            Ok(status) => (status.to_string(), status.code()),
+            Err(error) => (error.to_string(), None),
         },
         Process::Adopted(pid) => {
             while is_alive(*pid) {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
-            "it is gone".to_owned()
+            ("it is gone".to_owned(), None)
         }
     }
 }
@@ -346,12 +479,12 @@ async fn kill_process(mut process: Process) {
 
 /// The server that runs with the files in `dir`, if one does.
 pub fn left_behind(dir: &Path) -> Option<Pid> {
-    left_running(&Files::within(dir))
+    left_running(&Files::within(dir)).or_else(|| all_left_behind(dir).first().copied())
 }
 
 /// Stops the server that runs with the files in `dir`, if one does.
 pub async fn stop_left_behind(dir: &Path) {
-    if let Some(pid) = left_behind(dir) {
+    for pid in all_left_behind(dir) {
         stop_process(Process::Adopted(pid)).await;
     }
 }
@@ -367,6 +500,7 @@ pub fn all_left_behind(dir: &Path) -> Vec<Pid> {
 impl Files {
     fn within(dir: &Path) -> Files {
         Files {
+            dir: dir.to_owned(),
             config: dir.join("nats-server.conf"),
             pid: dir.join("nats-server.pid"),
             log: dir.join("nats-server.log"),
@@ -380,12 +514,13 @@ fn left_running(files: &Files) -> Option<Pid> {
     (names_config(pid, &files.config) && is_alive(pid)).then_some(pid)
 }
 
-/// Whether the process was started with this configuration file.
+/// Whether the process was started with this configuration file. Others may name it, as an editor does.
 fn names_config(pid: Pid, config: &Path) -> bool {
     use std::os::unix::ffi::OsStrExt as _;
 
     let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    command.split(|&b| b == 0).any(|argument| argument == config.as_os_str().as_bytes())
+    let arguments: Vec<&[u8]> = command.split(|&b| b == 0).collect();
+    arguments.windows(2).any(|pair| pair == [b"--config".as_slice(), config.as_os_str().as_bytes()])
 }
 
 /// Whether the process exists and is no zombie.

@@ -1,5 +1,7 @@
 //! The level's streams and buckets, made as `nats_config` describes them.
 
+use std::path::Path;
+
 use async_nats::jetstream::{
     self, ErrorCode,
     context::GetStreamErrorKind,
@@ -10,7 +12,7 @@ use nats_config::{
     streams::{Discard, Retention},
 };
 
-use super::BrokerError;
+use super::{BrokerError, store::set_aside};
 use crate::clock;
 
 /// The key in a stream's metadata under which its time of birth stands, in milliseconds since 1970. What the
@@ -18,22 +20,20 @@ use crate::clock;
 /// server that was started again, it tells the time of that start.
 const BORN: &str = "lucent-born";
 
-/// Makes every stream and bucket that is missing and brings the others up to date.
+/// Makes every stream and bucket that is missing and brings the others up to date. `nats` is the directory of
+/// the agent's own server, where damaged files are set aside.
 pub async fn ensure(
     js: &jetstream::Context,
     streams: &[StreamSpec],
     buckets: &[KvSpec],
+    nats: Option<&Path>,
 ) -> Result<(), BrokerError> {
     for spec in streams {
-        let failed = |reason: String| BrokerError::Stream { name: spec.name.clone(), reason };
-        let born = match js.get_stream(&spec.name).await {
-            Ok(stream) => stream.cached_info().config.metadata.get(BORN).cloned(),
-            Err(error) if is_missing(&error.kind()) => None,
-            Err(error) => return Err(failed(error.to_string())),
-        };
+        let known = known(js, &spec.name, nats).await?;
+        let born = known.and_then(|stream| stream.config.metadata.get(BORN).cloned());
         let born = born.unwrap_or_else(|| clock::wall().0.to_string());
         let config = Config { metadata: [(BORN.to_owned(), born)].into(), ..stream_config(spec) };
-        let made = js.create_or_update_stream(config).await.map_err(|error| failed(error.to_string()))?;
+        let made = make(js, config, nats).await?;
         // An older server passes over options it does not know, so what it made is read back.
         if made.config.max_bytes != spec.max_bytes as i64
             || made.config.retention != retention(spec.retention)
@@ -42,11 +42,57 @@ pub async fn ensure(
         }
     }
     for spec in buckets {
-        js.create_or_update_stream(bucket_config(spec))
-            .await
-            .map_err(|error| BrokerError::Stream { name: spec.bucket.clone(), reason: error.to_string() })?;
+        let config = bucket_config(spec);
+        known(js, &config.name, nats).await?;
+        make(js, config, nats).await?;
     }
     Ok(())
+}
+
+/// The stream, where the server has it. One whose description it refused keeps its blocks: it is made anew over
+/// them, and has again what they hold.
+async fn known(
+    js: &jetstream::Context,
+    name: &str,
+    nats: Option<&Path>,
+) -> Result<Option<Info>, BrokerError> {
+    match js.get_stream(name).await {
+        Ok(stream) => Ok(Some(stream.cached_info().clone())),
+        Err(error) if is_missing(&error.kind()) => {
+            if let Some(nats) = nats
+                && let Some(kept) = set_aside::keep_description(nats, name)?
+            {
+                tracing::error!(stream = name, kept_in = %kept.display(),
+                    "the server refused this stream, whose description is damaged: it is made anew over its blocks");
+            }
+            Ok(None)
+        }
+        Err(error) => Err(failed(name, error)),
+    }
+}
+
+/// Makes the stream or brings it up to date. Where its own files are in the way they are set aside.
+async fn make(js: &jetstream::Context, config: Config, nats: Option<&Path>) -> Result<Info, BrokerError> {
+    let name = config.name.clone();
+    let refused = match js.create_or_update_stream(config.clone()).await {
+        Ok(made) => return Ok(made),
+        Err(error) => error,
+    };
+    let Some(nats) = nats.filter(|nats| set_aside::is_in_the_way(nats, &name)) else {
+        return Err(failed(&name, refused));
+    };
+    // One that is there and cannot be brought up to date has sound files.
+    if known(js, &name, None).await?.is_some() {
+        return Err(failed(&name, refused));
+    }
+    let kept = set_aside::whole(nats, &name)?;
+    tracing::error!(stream = name, %refused, kept_in = %kept.display(),
+        "the server cannot make this stream over its files: they are set aside, and it is made anew");
+    js.create_or_update_stream(config).await.map_err(|error| failed(&name, error))
+}
+
+fn failed(name: &str, error: impl std::fmt::Display) -> BrokerError {
+    BrokerError::Stream { name: name.to_owned(), reason: error.to_string() }
 }
 
 /// Which life of the store this stream is: a stream that was made anew has a later one, and no restart changes

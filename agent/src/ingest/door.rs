@@ -160,6 +160,11 @@ impl Waiter {
         refuse(mesh, self.reply, 503, &description);
     }
 
+    /// The store takes nothing.
+    pub(super) fn no_store(self, mesh: &Client, trouble: &str) {
+        refuse(mesh, self.reply, 503, &format!("{trouble}; publish again later"));
+    }
+
     /// The policy dropped the event.
     pub(super) fn dropped(self, mesh: &Client, lane: Lane, seq: u64) {
         answer(mesh, self.reply, json!({ "stream": lane_stream(lane), "seq": seq, "dropped": "policy" }));

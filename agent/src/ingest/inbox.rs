@@ -47,6 +47,8 @@ enum Reader {
 pub(super) struct Inbox {
     js: jetstream::Context,
     reader: Reader,
+    /// The server that the reader was opened at.
+    server: String,
     /// Last place that was read.
     read: u64,
     purged: u64,
@@ -86,7 +88,15 @@ impl Inbox {
             mark.place = mark.place.min(end);
         }
         let reader = Reader::Broken(tokio::time::Instant::now());
-        let mut inbox = Inbox { js: js.clone(), reader, read: 0, purged: 0, marks, newest_incarnation };
+        let mut inbox = Inbox {
+            js: js.clone(),
+            reader,
+            server: String::new(),
+            read: 0,
+            purged: 0,
+            marks,
+            newest_incarnation,
+        };
         inbox.reopen_if_broken().await;
         Ok(inbox)
     }
@@ -119,6 +129,15 @@ impl Inbox {
         };
         self.read = place;
         Some(Stored { place, published: Millis(published as u64), message })
+    }
+
+    /// A server that was started again does not know the reader any more, which would notice after its
+    /// patience only.
+    pub(super) fn notice_server(&mut self, server: String) {
+        if self.server != server && !self.server.is_empty() && matches!(self.reader, Reader::Open(_)) {
+            self.reader = Reader::Broken(tokio::time::Instant::now());
+        }
+        self.server = server;
     }
 
     /// While the server is away this is tried again and again.

@@ -32,11 +32,15 @@ use hierarchy::{
     subject::{self, Speaker},
 };
 use lane::{Intake, LaneWriter, Written};
-use tokio::{sync::mpsc, time::MissedTickBehavior};
+use tokio::{
+    sync::{mpsc, watch},
+    time::MissedTickBehavior,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     accounting::{LossNotes, Numbered},
+    broker::store::StoreState,
     clock::{MeshTime, Monotonic},
     dead_letters::{DeadLetter, DeadLetters},
     ingest::{door::Asked, inbox::Inbox},
@@ -79,6 +83,8 @@ pub struct IngestParts {
     pub notes: LossNotes,
     /// Which lanes are full.
     pub fill: Arc<Fill>,
+    /// Whether the store takes anything.
+    pub store: watch::Receiver<StoreState>,
     /// Told which batches have reached a level above.
     pub reached: mpsc::Receiver<Reached>,
     /// For what is refused.
@@ -169,13 +175,16 @@ impl Ingest {
                     self.on_stored(message);
                     self.take_more_of_inbox();
                 }
-                message = asked.next(), if room => {
+                message = asked.next(), if room || self.parts.store.borrow().trouble.is_some() => {
                     self.on_asked(message.ok_or(IngestError::Closed)?);
                     self.take_more_of_door(asked);
                 }
                 () = crate::clock::sleep_until(wake) => {}
                 Some(reached) = self.parts.reached.recv() => self.on_reached(reached).await,
-                _ = timer.tick() => self.purge().await,
+                _ = timer.tick() => {
+                    self.inbox.notice_server(self.parts.mesh.server_info().server_id);
+                    self.purge().await;
+                }
                 _ = look.tick() => self.give_up_waiting(),
             }
             self.inbox.reopen_if_broken().await;
@@ -249,6 +258,10 @@ impl Ingest {
     fn on_asked(&mut self, message: async_nats::Message) {
         match door::read(&self.speaker, message) {
             Ok(Asked { event, headers, waiter }) => {
+                let trouble = self.parts.store.borrow().trouble.clone();
+                if let Some(trouble) = trouble {
+                    return waiter.no_store(&self.parts.mesh, &trouble);
+                }
                 let lane = self.parts.rules.lane_of(&event.subject, headers.as_ref(), &event.data);
                 match lane {
                     Lane::Critical if self.parts.fill.is_full(lane) => waiter.full(&self.parts.mesh, lane),

@@ -6,7 +6,7 @@ pub mod keeper;
 mod rules;
 pub mod tail;
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use hierarchy::{ByLane, Lane, Level, subject};
 use nats_config::streams::{HIERARCHY, lane_stream};
@@ -58,13 +58,16 @@ impl Guards {
 /// The newest of all lanes.
 pub type Tails = std::sync::Arc<ByLane<tail::Tail>>;
 
-/// How full the lanes are, in per cent of what they may hold.
+/// How full the lanes are, in per cent of what they may hold, and whether the store takes anything at all.
 #[derive(Debug)]
-pub struct Fill(ByLane<AtomicU8>);
+pub struct Fill {
+    lanes: ByLane<AtomicU8>,
+    no_room: AtomicBool,
+}
 
 impl Default for Fill {
     fn default() -> Fill {
-        Fill(ByLane::new(|_| AtomicU8::new(0)))
+        Fill { lanes: ByLane::new(|_| AtomicU8::new(0)), no_room: AtomicBool::new(false) }
     }
 }
 
@@ -74,16 +77,22 @@ impl Fill {
 
     /// Notes what was found.
     pub fn set(&self, lane: Lane, percent: u8) {
-        self.0[lane].store(percent, Ordering::Release);
+        self.lanes[lane].store(percent, Ordering::Release);
+    }
+
+    /// Notes that the disk takes nothing, or takes something again.
+    pub fn set_no_room(&self, no_room: bool) {
+        self.no_room.store(no_room, Ordering::Release);
     }
 
     /// Whether nothing more fits in.
     pub fn is_full(&self, lane: Lane) -> bool {
-        self.0[lane].load(Ordering::Acquire) >= 100
+        self.lanes[lane].load(Ordering::Acquire) >= 100
     }
 
     /// Whether nothing more should come from below.
     pub fn holds_back(&self, lane: Lane) -> bool {
-        self.0[lane].load(Ordering::Acquire) >= Fill::HOLD_BACK
+        let full = self.lanes[lane].load(Ordering::Acquire) >= Fill::HOLD_BACK;
+        full || self.no_room.load(Ordering::Acquire)
     }
 }

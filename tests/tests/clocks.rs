@@ -8,7 +8,11 @@ use std::time::Duration;
 use agent::{clock, dev::identities, status::Status};
 use async_nats::jetstream;
 use hierarchy::{Lane, Millis, envelope::Parsed, link::Skew, rollup::Health};
-use tests::{Mesh, Observer, Publisher, burst, clocks::Clocks, eventually, eventually::when, path};
+use tests::{
+    Mesh, Observer, Publisher, burst, clocks::Clocks, eventually, eventually::when, mesh::lay_out, path,
+    program,
+};
+use tokio::process::Command;
 
 const HOURS: i64 = 3600;
 const ARRIVED_WITHIN: Duration = Duration::from_secs(60);
@@ -219,4 +223,21 @@ async fn what_is_published_after_inbox_and_clock_went_back_is_not_taken_to_be_pa
     let more = EVENTS + 1..=EVENTS + EVENTS / 2;
     burst::publish(&mesh.client(node).await, &path(node), Lane::Normal, more, 10).await;
     eventually!(ARRIVED_WITHIN, arrived(EVENTS + EVENTS / 2));
+}
+
+/// By so much no clock is taken to be wrong.
+#[tokio::test]
+async fn an_agent_whose_certificate_is_over_for_more_than_a_day_by_its_clock_exits_77_and_names_the_clock() {
+    let Some(clocks) = Clocks::right() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let plan = lay_out(dir.path(), &["global"], |_, _| {});
+    clocks.set("global", 32 * 24 * HOURS);
+    let mut command = Command::new(&clocks.program);
+    command.args(["--level", "global", "--config"]).arg(&plan.agents[0].config);
+    let ended = program::run(&mut command, Duration::from_secs(30)).await;
+    assert_eq!(ended.code, Some(77), "{ended:?}");
+    assert!(
+        ended.stderr.contains("expired-binding") && ended.stderr.contains("this machine's clock"),
+        "{ended:?}"
+    );
 }

@@ -114,8 +114,15 @@ impl Downlink {
         parcels: &[ParcelHead],
         bodies: &[Bytes],
     ) {
+        self.hold_if_full(child, lane);
         let mut judged = Vec::with_capacity(parcels.len());
         for (head, bytes) in parcels.iter().zip(bodies) {
+            // What is repeated because this agent is slow must not make it slower.
+            let parent = self.children.get(child).map(|state| &state.parent);
+            if !parent.is_some_and(|parent| parent.may_be_new(session, lane, head)) {
+                judged.push(Err(Refusal::Malformed));
+                continue;
+            }
             match self.judge(child, lane, head, bytes) {
                 Err(Refusal::UnknownKid) => {
                     return self.send(child, &ParentMessage::Reset { session }, None).await;
@@ -133,7 +140,6 @@ impl Downlink {
                 Err(refusal) => Verdict::Refused(*refusal),
             })
             .collect();
-        self.hold_if_full(child, lane);
         let Some(state) = self.children.get_mut(child) else { return };
         let before = state.parent.repeated();
         let outputs = state.parent.on_frame(session, lane, parcels, &verdicts, &mut self.origins);

@@ -8,8 +8,8 @@ use hierarchy::{ByLane, Id, Level, Path};
 
 use super::{
     checked::{
-        Config, Credentials, Embedded, External, Http, IdentityFiles, LaneBound, Leaf, Link, Log, Names, Nats,
-        Parent, Secret, SyncMode, Telemetry, children_of,
+        Config, Credentials, Embedded, External, Http, IdentityFiles, LaneBound, Leaf, Link, Log, Names,
+        Nats, Parent, Secret, SyncMode, Telemetry, children_of,
     },
     error::Problem,
     reader::Reader,

@@ -79,7 +79,8 @@ fn child_limit(r: &mut Reader, table: &str) -> Option<ChildLimit> {
         }
     };
     let (bytes_per_s, events_per_s) = (r.size(&bytes_key), r.count(&events_key));
-    let is_sound = bytes_per_s.is_some() == r.is_set(&bytes_key) && events_per_s.is_some() == r.is_set(&events_key);
+    let is_sound =
+        bytes_per_s.is_some() == r.is_set(&bytes_key) && events_per_s.is_some() == r.is_set(&events_key);
     is_sound.then_some(ChildLimit { child, rate: RateLimit { bytes_per_s, events_per_s } })
 }
 

@@ -414,7 +414,8 @@ fn children_and_parents_are_all_different() {
 fn the_first_limit_that_fits_a_child_holds() {
     let limits = "[[child_limit]]\nchild = \"n1\"\nbytes_per_s = \"1MiB\"\n\
                   [[child_limit]]\nchild = \"*\"\nevents_per_s = 100\n";
-    let config = Layers::file(&format!("{CLUSTER}leaf.children = [\"n1\", \"n2\"]\n{limits}")).load().unwrap();
+    let config =
+        Layers::file(&format!("{CLUSTER}leaf.children = [\"n1\", \"n2\"]\n{limits}")).load().unwrap();
     let leaf = config.leaf.unwrap();
     let limit = |child: &str| leaf.limit_of(&child.parse().unwrap()).unwrap();
     assert_eq!(limit("s1/c1/n1"), RateLimit { bytes_per_s: Some(1 << 20), events_per_s: None });

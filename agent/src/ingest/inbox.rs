@@ -5,9 +5,7 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::{
-    self, ErrorCode, kv, stream::LastRawMessageErrorKind,
-};
+use async_nats::jetstream::{self, ErrorCode, kv, stream::LastRawMessageErrorKind};
 use hierarchy::{ByLane, Lane, Millis, link::Span, subject};
 use nats_config::streams::{HIERARCHY, lane_stream};
 use serde::{Deserialize, Serialize};

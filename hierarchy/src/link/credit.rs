@@ -130,7 +130,8 @@ impl<K: Clone + Eq + Hash> Budget<K> {
             }
         }
         // What has become durable is promised no more.
-        account.promised = account.promised.saturating_sub(used).clamp(account.least(standing), account.most());
+        account.promised =
+            account.promised.saturating_sub(used).clamp(account.least(standing), account.most());
         let after = account.extra(standing);
         self.extra[lane] = self.extra[lane] + after - before;
         if account.active && !account.in_line {
@@ -334,7 +335,12 @@ mod tests {
                     assert!(credit >= flow.held || flow.held_back, "what is here is promised");
                     assert!(credit <= LIMITS.lane.max(flow.held));
                     let known = self.budget.accounts.contains_key(&child);
-                    assert!(!known || flow.held_back || self.budget.accounts[&child][lane].room == 0 || credit >= standing);
+                    assert!(
+                        !known
+                            || flow.held_back
+                            || self.budget.accounts[&child][lane].room == 0
+                            || credit >= standing
+                    );
                 }
             }
             for lane in Lane::ALL {
@@ -434,7 +440,8 @@ mod tests {
 
     #[test]
     fn a_thousand_children_that_heal_at_once_are_promised_no_more_than_the_budget() {
-        let limits = BudgetLimits { total: 64 << 20, lane: 4 << 20, share: 256 << 10, children: 1_000, ..LIMITS };
+        let limits =
+            BudgetLimits { total: 64 << 20, lane: 4 << 20, share: 256 << 10, children: 1_000, ..LIMITS };
         let mut budget = Budget::new(limits);
         for child in 0..1_000 {
             for lane in Lane::ALL {
@@ -443,7 +450,8 @@ mod tests {
             }
         }
         assert!(budget.promised() <= 64 << 20);
-        let urgent = (0..1_000).filter(|child| budget.credit(child, Lane::Critical) > budget.standing()).count();
+        let urgent =
+            (0..1_000).filter(|child| budget.credit(child, Lane::Critical) > budget.standing()).count();
         assert!(urgent >= 6, "{urgent} children may send what is critical");
     }
 }

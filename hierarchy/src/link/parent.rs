@@ -124,8 +124,7 @@ impl Parent {
     /// The parent's end for a child whose durable cursors are these. Without credit: see
     /// [`Parent::set_credit`].
     pub fn new(cursors: &ByLane<Cursor>) -> Parent {
-        let lanes =
-            cursors.map(|_, &cursor| Inflow { cursor, chain: cursor.stored, ..Inflow::default() });
+        let lanes = cursors.map(|_, &cursor| Inflow { cursor, chain: cursor.stored, ..Inflow::default() });
         Parent { session: Session::None, lanes, broken: false, repeated: 0 }
     }
 

@@ -15,7 +15,8 @@ use hierarchy::{
     envelope::{Draft, Sender},
     link::{
         Child, ChildLimits, ChildMessage, ChildOutput, Event, LaneHello, PackLimits, Packer, Parcel,
-        ParentMessage, batch::{Headers, MESSAGE_TYPE},
+        ParentMessage,
+        batch::{Headers, MESSAGE_TYPE},
     },
     signing::{Binding, Signer, SvidKey, TrustBundle, Verifier},
     subject::{self, Speaker},
@@ -112,8 +113,7 @@ impl Hollow {
             let is_up = *up.borrow_and_update();
             if leaf.is_none() && is_up {
                 let down = subject::link_down(&self.path);
-                let connecting =
-                    Leaf::connect(self.shared.parent, self.tls.clone(), self.path.id(), &down);
+                let connecting = Leaf::connect(self.shared.parent, self.tls.clone(), self.path.id(), &down);
                 match tokio::time::timeout(Duration::from_secs(10), connecting).await {
                     Ok(Ok(connected)) => leaf = Some(connected),
                     // As nats-server does it.
@@ -179,8 +179,7 @@ impl Hollow {
             let store = &mut self.lanes[lane];
             store.last += 1;
             let (digest, kid) = (sealed.digest, self.signer.kid());
-            let parcel =
-                Parcel { after: store.last - 1, last: store.last, bytes: sealed.bytes, digest, kid };
+            let parcel = Parcel { after: store.last - 1, last: store.last, bytes: sealed.bytes, digest, kid };
             store.batches.push_back((parcel, made.as_secs_f32() * 1000.0));
             self.shared.waiting.fetch_add(1, Ordering::Relaxed);
         }
@@ -197,8 +196,11 @@ impl Hollow {
                 ChildOutput::Greet { session } => {
                     let lanes = self.lanes_hello();
                     let hello = ChildMessage::Hello { session, lanes, version: crate::VERSION.to_owned() };
-                    let headers =
-                        format!("NATS/1.0\r\n{}: {}\r\n\r\n", header::BINDING, self.signer.binding().to_json());
+                    let headers = format!(
+                        "NATS/1.0\r\n{}: {}\r\n\r\n",
+                        header::BINDING,
+                        self.signer.binding().to_json()
+                    );
                     let bytes = wire::seal(&self.signer, &subject, &hello, &[], clock::wall());
                     leaf.publish(&subject, &headers, &bytes).await?;
                 }
@@ -243,7 +245,8 @@ impl Hollow {
 
     fn release(&mut self, lane: Lane, up_to: u64) {
         let now = self.shared.clock.elapsed().as_secs_f32() * 1000.0;
-        while let Some((_, made)) = self.lanes[lane].batches.pop_front_if(|(parcel, _)| parcel.last <= up_to) {
+        while let Some((_, made)) = self.lanes[lane].batches.pop_front_if(|(parcel, _)| parcel.last <= up_to)
+        {
             self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
             let _ = self.shared.latencies.send((lane, now - made));
         }
@@ -301,7 +304,8 @@ fn signer(path: &Path, svid: &IssuedSvid) -> Result<Signer, String> {
     let now = clock::wall().0;
     // The authority dates its certificates back by an hour.
     let validity = [Millis(now - 1_800_000), Millis(now + 3_600_000)];
-    Signer::new(domain.identity(path.clone()), sender, &seed, &Key(key), &chain, validity).map_err(|e| e.to_string())
+    Signer::new(domain.identity(path.clone()), sender, &seed, &Key(key), &chain, validity)
+        .map_err(|e| e.to_string())
 }
 
 struct Key(CertifiedKey);

@@ -120,7 +120,9 @@ fn take(input: &mut BytesMut) -> io::Result<Option<(String, Option<Message>)>> {
     let _ = input.split_to(end + 2);
     let headers_and_payload = input.split_to(size).freeze();
     let _ = input.split_to(2);
-    let message =
-        Message { headers: headers_and_payload.slice(..headers), payload: headers_and_payload.slice(headers..) };
+    let message = Message {
+        headers: headers_and_payload.slice(..headers),
+        payload: headers_and_payload.slice(headers..),
+    };
     Ok(Some((line, Some(message))))
 }

@@ -69,6 +69,8 @@ async fn measure(args: &BenchChildrenArgs, dir: &FilePath) -> Result<serde_json:
         *config = config.replacen("2GiB", "16GiB", 1);
     })
     .map_err(|e| e.to_string())?;
+    std::fs::create_dir_all(dir).map_err(|e| e.to_string())?;
+    let syncs_per_s = syncs_per_s(dir).map_err(|e| e.to_string())?;
     eprintln!("starting a parent; {count} children get their identities");
     let fleet = Fleet::start_with(program, plan, |_| {}).await.map_err(|e| e.to_string())?;
     let global = Path::global();
@@ -76,7 +78,8 @@ async fn measure(args: &BenchChildrenArgs, dir: &FilePath) -> Result<serde_json:
         agent: fleet.agent_pid(&global).ok_or("the parent is gone")?,
         server: fleet.server_pid(&global).ok_or("the parent's server is gone")?,
     };
-    let parent = fleet.addresses(&global).and_then(|known| known.leaf).ok_or("the parent takes no children")?;
+    let parent =
+        fleet.addresses(&global).and_then(|known| known.leaf).ok_or("the parent takes no children")?;
     let nats_server = fleet.status(&global).await.map(|status| status.nats_server).unwrap_or_default();
 
     let (latencies, mut measured) = mpsc::unbounded_channel();
@@ -129,8 +132,9 @@ async fn measure(args: &BenchChildrenArgs, dir: &FilePath) -> Result<serde_json:
     };
     let (heal, heal_took) = watch_parent(&pids, drained, PATIENCE).await;
     let (mut fresh, bulk_batches) = self::times(&mut measured);
+    let left = shared.waiting.load(Ordering::Relaxed);
     if heal_took >= PATIENCE {
-        return Err(format!("{} batches still wait after {PATIENCE:?}", shared.waiting.load(Ordering::Relaxed)));
+        eprintln!("{left} batches still wait after {PATIENCE:?}");
     }
     let refused = shared.refused.load(Ordering::Relaxed);
     shared.ended.store(true, Ordering::Release);
@@ -152,7 +156,8 @@ async fn measure(args: &BenchChildrenArgs, dir: &FilePath) -> Result<serde_json:
         "p99_ms": rounded(percentile(&times, 0.99)),
         "heal_waiting_batches": waited,
         "heal_bulk_mb": rounded((bulk_batches * BULK.1) as f64 / 1e6),
-        "heal_drained_s": rounded(heal_took.as_secs_f64()),
+        "heal_drained_s": (heal_took < PATIENCE).then(|| rounded(heal_took.as_secs_f64())),
+        "heal_left_batches": left,
         "heal_open_s": opened.map(|opened| rounded(opened.as_secs_f64())),
         "heal_normal_p50_ms": rounded(percentile(&fresh, 0.5)),
         "heal_max_agent_rss_mb": process::megabytes(heal.agent_rss),
@@ -160,9 +165,22 @@ async fn measure(args: &BenchChildrenArgs, dir: &FilePath) -> Result<serde_json:
         "heal_agent_cores": rounded(heal.agent_cores),
         "heal_server_cores": rounded(heal.server_cores),
         "refused_batches": refused,
+        "baseline_syncs_per_s": syncs_per_s.round(),
         "nats_server": nats_server,
         "agent_version": crate::VERSION,
     }))
+}
+
+/// How often a second this disk syncs a small append: the parent's server does it for every batch.
+fn syncs_per_s(dir: &FilePath) -> std::io::Result<f64> {
+    let mut file = std::fs::File::create(dir.join("syncs"))?;
+    let (began, mut syncs) = (Instant::now(), 0);
+    while began.elapsed() < Duration::from_secs(2) {
+        std::io::Write::write_all(&mut file, &[b'x'; 1024])?;
+        file.sync_data()?;
+        syncs += 1;
+    }
+    Ok(f64::from(syncs) / began.elapsed().as_secs_f64())
 }
 
 async fn wait(what: &str, mut condition: impl FnMut() -> bool) -> Result<(), String> {
@@ -212,6 +230,7 @@ fn to_text(figures: &serde_json::Value) -> String {
          from an event to the parent's receipt {:>8} ms p50, {} ms p99\n\
          the parent's agent                    {:>8} cores, {} MB resident\n\
          its nats-server                       {:>8} cores, {} MB resident\n\
+         this disk syncs small appends         {:>8} times a second; the server does for each batch\n\
          all heal at once, {} batches and {} MB of bulk wait\n\
          drained after                         {:>8} s, all open after {} s\n\
          most that the parent's agent took     {:>8} MB, its server {} MB\n",
@@ -224,6 +243,7 @@ fn to_text(figures: &serde_json::Value) -> String {
         of("parent_agent_rss_mb"),
         of("parent_server_cores"),
         of("parent_server_rss_mb"),
+        of("baseline_syncs_per_s"),
         of("heal_waiting_batches"),
         of("heal_bulk_mb"),
         of("heal_drained_s"),

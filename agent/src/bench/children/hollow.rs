@@ -163,7 +163,7 @@ impl Hollow {
         let event =
             Event { ts: clock::wall().0, subject, headers: Headers::new(), data: data.into_bytes().into() };
         self.packers[lane].push(&event, made);
-        for pack in self.packers[lane].close() {
+        if let Some(pack) = self.packers[lane].close() {
             let sealed = self.signer.seal(&Draft {
                 message_id: Uuid::now_v7(),
                 correlation_id: None,

@@ -71,7 +71,7 @@ impl Downlink {
                 if let Some(state) = self.children.get_mut(child) {
                     state.parent.on_hello(session, lanes);
                     let parent = &state.parent;
-                    state.waiting = ByLane::new(|lane| parent.greets_with_more(lane) == Some(true));
+                    state.waiting = ByLane::new(|lane| parent.greets_with_more(lane));
                     state.version = Some(version.clone());
                 }
                 self.report(FromChild::Hello { child: child.clone(), version });
@@ -87,7 +87,7 @@ impl Downlink {
                 // Without parcels it asks how much may come.
                 let lag = parcels.last().map(|parcel| last.saturating_sub(parcel.last));
                 if let Some(state) = self.children.get_mut(child) {
-                    state.waiting[lane] = lag != Some(0);
+                    state.waiting[lane] = Some(lag != Some(0));
                 }
                 self.seen(child, lag.map(|lag| (lane, lag)));
             }

@@ -313,7 +313,12 @@ mod tests {
         fn update(&mut self, child: usize, lane: Lane) {
             let Flow { backlog, held, settled, held_back } = self.flows[child][lane];
             let room = if held_back { 0 } else { u64::MAX };
-            self.budget.update(&child, lane, Need { held, settled, waiting: Some(backlog > 0), room }, self.now);
+            self.budget.update(
+                &child,
+                lane,
+                Need { held, settled, waiting: Some(backlog > 0), room },
+                self.now,
+            );
             self.check();
         }
 

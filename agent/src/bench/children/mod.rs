@@ -109,7 +109,7 @@ async fn measure(args: &BenchChildrenArgs, dir: &FilePath) -> Result<serde_json:
     tokio::time::sleep(Duration::from_secs(5)).await;
     while measured.try_recv().is_ok() {}
     let (taken, _) = watch_parent(&pids, || false, steady).await;
-    let (mut times, _) = times(&mut measured);
+    let (mut times, _) = times(&mut measured, 0.0);
     let events_per_s = times.len() as f64 / steady.as_secs_f64();
 
     eprintln!("all links are cut for {cut:?}");
@@ -120,6 +120,7 @@ async fn measure(args: &BenchChildrenArgs, dir: &FilePath) -> Result<serde_json:
     while measured.try_recv().is_ok() {}
     eprintln!("{waited} batches wait; all children heal now");
     let healing = Instant::now();
+    let heal_at = shared.clock.elapsed().as_secs_f32() * 1000.0;
     let _ = up.send(true);
     let mut opened = None;
     let drained = || {
@@ -131,7 +132,7 @@ async fn measure(args: &BenchChildrenArgs, dir: &FilePath) -> Result<serde_json:
         all_open && shared.waiting.load(Ordering::Relaxed) <= count as u64 / 10
     };
     let (heal, heal_took) = watch_parent(&pids, drained, PATIENCE).await;
-    let (mut fresh, bulk_batches) = self::times(&mut measured);
+    let (mut fresh, bulk_batches) = self::times(&mut measured, heal_at);
     let left = shared.waiting.load(Ordering::Relaxed);
     if heal_took >= PATIENCE {
         eprintln!("{left} batches still wait after {PATIENCE:?}");
@@ -159,7 +160,8 @@ async fn measure(args: &BenchChildrenArgs, dir: &FilePath) -> Result<serde_json:
         "heal_drained_s": (heal_took < PATIENCE).then(|| rounded(heal_took.as_secs_f64())),
         "heal_left_batches": left,
         "heal_open_s": opened.map(|opened| rounded(opened.as_secs_f64())),
-        "heal_normal_p50_ms": rounded(percentile(&fresh, 0.5)),
+        "heal_fresh_p50_ms": rounded(percentile(&fresh, 0.5)),
+        "heal_fresh_p99_ms": rounded(percentile(&fresh, 0.99)),
         "heal_max_agent_rss_mb": process::megabytes(heal.agent_rss),
         "heal_max_server_rss_mb": process::megabytes(heal.server_rss),
         "heal_agent_cores": rounded(heal.agent_cores),
@@ -210,13 +212,14 @@ async fn watch_parent(pids: &Pids, mut until: impl FnMut() -> bool, most: Durati
     (Taken { agent_cores: cores(0), server_cores: cores(1), agent_rss, server_rss }, took)
 }
 
-/// How long events of the normal lane took, and how many were bulk.
-fn times(measured: &mut mpsc::UnboundedReceiver<(Lane, f32)>) -> (Vec<f32>, usize) {
+/// How long events of the normal lane took that were made since then, and how many were bulk.
+fn times(measured: &mut mpsc::UnboundedReceiver<(Lane, f32, f32)>, since: f32) -> (Vec<f32>, usize) {
     let (mut normal, mut bulk) = (Vec::new(), 0);
-    while let Ok((lane, took)) = measured.try_recv() {
+    while let Ok((lane, made, took)) = measured.try_recv() {
         match lane {
             Lane::Bulk => bulk += 1,
-            _ => normal.push(took),
+            _ if made >= since => normal.push(took),
+            _ => {}
         }
     }
     (normal, bulk)

@@ -107,7 +107,9 @@ pub enum ChildOutput {
 struct Flight {
     parcels: Vec<Parcel>,
     bytes: usize,
+    /// When it was sent last, and first.
     sent: Tick,
+    first_sent: Tick,
     repeats: u32,
     /// To be sent again: what is lost is mostly lost together, when a connection breaks.
     again: bool,
@@ -132,6 +134,8 @@ struct Flow {
     flights: VecDeque<Flight>,
     queue: VecDeque<Parcel>,
     asking: Option<Asking>,
+    /// How long the parent takes for a frame, lately.
+    delay: Duration,
 }
 
 #[derive(Debug)]
@@ -289,8 +293,10 @@ impl Child {
         match &self.state {
             State::Greeting { next, .. } => Some(*next),
             State::Open { lanes, .. } => {
-                let oldest = lanes.iter().filter_map(|(_, flow)| flow.flights.front());
-                let repeats = oldest.map(|flight| flight.sent + self.limits.patience(flight));
+                let repeats = lanes.iter().filter_map(|(_, flow)| {
+                    let oldest = flow.flights.front()?;
+                    Some(oldest.sent + self.limits.patience(oldest, flow.delay))
+                });
                 let blocked = lanes.iter().filter(|(_, flow)| flow.is_blocked(&self.limits));
                 let questions = blocked.filter_map(|(_, flow)| Some(flow.asking.as_ref()?.next));
                 repeats.chain(questions).min()
@@ -356,8 +362,9 @@ fn spread(wait: Duration, session: u64) -> Duration {
 }
 
 impl ChildLimits {
-    fn patience(&self, flight: &Flight) -> Duration {
-        self.retry * 2u32.pow(flight.repeats)
+    /// A parent that is slow must not be made slower by repetitions.
+    fn patience(&self, flight: &Flight, delay: Duration) -> Duration {
+        self.retry.max(delay * 2) * 2u32.pow(flight.repeats)
     }
 }
 
@@ -425,7 +432,7 @@ impl Flow {
             return Err(Silent);
         }
         let Some(oldest) = self.flights.front_mut() else { return Ok(()) };
-        if now < oldest.sent + limits.patience(oldest) {
+        if now < oldest.sent + limits.patience(oldest, self.delay) {
             return Ok(());
         }
         if oldest.repeats >= ChildLimits::REPEATS {
@@ -447,6 +454,10 @@ impl Flow {
             let done = flight.parcels.iter().take_while(|parcel| parcel.last <= cursor).count();
             settled.extend(flight.parcels.drain(..done));
             flight.bytes = flight.parcels.iter().map(|parcel| parcel.bytes.len()).sum();
+            if done > 0 {
+                let delay = now.saturating_sub(flight.first_sent).min(ChildLimits::MAX_BACKOFF);
+                self.delay = (self.delay * 3 + delay) / 4;
+            }
             if !flight.parcels.is_empty() {
                 break;
             }
@@ -477,7 +488,8 @@ impl Flow {
         let parcels = cut_frame(&mut self.queue, limits.frame_parcels, most as usize);
         self.asking = None;
         let bytes = parcels.iter().map(|p| p.bytes.len()).sum();
-        let flight = Flight { parcels: parcels.clone(), bytes, sent: now, repeats: 0, again: false };
+        let flight =
+            Flight { parcels: parcels.clone(), bytes, sent: now, first_sent: now, repeats: 0, again: false };
         self.flights.push_back(flight);
         Some(parcels)
     }

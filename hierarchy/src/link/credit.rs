@@ -50,8 +50,8 @@ pub struct Need {
     pub held: u64,
     /// Bytes that ever became durable, or were refused.
     pub settled: u64,
-    /// Whether something waits at the child.
-    pub waiting: bool,
+    /// Whether something waits at the child; `None` where it has said nothing new of it.
+    pub waiting: Option<bool>,
     /// How much may come beyond what is held: 0 where the lane is held back, [`u64::MAX`] where nothing limits it.
     pub room: u64,
 }
@@ -66,6 +66,8 @@ struct Account {
     active: bool,
     waited: Tick,
     in_line: bool,
+    /// The child has said that nothing waits any more.
+    done: bool,
 }
 
 /// The promises to all children.
@@ -77,6 +79,8 @@ pub struct Budget<K> {
     extra: ByLane<u64>,
     active: ByLane<u64>,
     lines: ByLane<VecDeque<K>>,
+    /// Somebody is done, and keeps his promise as long as nobody needs it.
+    some_done: bool,
     /// Whose promise has changed without being asked about.
     changed: Vec<(K, Lane)>,
     now: Tick,
@@ -91,6 +95,7 @@ impl<K: Clone + Eq + Hash> Budget<K> {
             extra: ByLane::default(),
             active: ByLane::default(),
             lines: ByLane::default(),
+            some_done: false,
             changed: Vec::new(),
             now: Tick::ZERO,
         }
@@ -123,23 +128,29 @@ impl<K: Clone + Eq + Hash> Budget<K> {
         let before = account.extra(standing);
         let used = need.settled.saturating_sub(account.settled);
         (account.held, account.settled, account.room) = (need.held, need.settled, need.room);
-        if need.waiting {
-            account.waited = now;
+        if need.waiting == Some(true) {
+            (account.waited, account.done) = (now, false);
             if !std::mem::replace(&mut account.active, true) {
                 self.active[lane] += 1;
             }
+        } else if need.waiting == Some(false) && account.active {
+            (account.done, self.some_done) = (true, true);
         }
         // What has become durable is promised no more.
         account.promised =
             account.promised.saturating_sub(used).clamp(account.least(standing), account.most());
         let after = account.extra(standing);
         self.extra[lane] = self.extra[lane] + after - before;
-        if account.active && !account.in_line {
+        if account.active && !account.done && !account.in_line {
             if self.lines.iter().all(|(other, line)| other > lane || line.is_empty()) {
                 self.grant(child, lane);
             } else {
                 self.stand_in_line(child, lane);
             }
+        }
+        if self.some_done && self.lines.iter().any(|(_, line)| !line.is_empty()) {
+            self.take_back_if(|account| account.done);
+            self.some_done = false;
         }
         self.serve();
         self.credit(child, lane)
@@ -148,18 +159,23 @@ impl<K: Clone + Eq + Hash> Budget<K> {
     /// Takes back what was promised to lanes in which nothing has waited for a while.
     pub fn take_back(&mut self, now: Tick) {
         self.now = now;
+        let quiet = self.limits.quiet;
+        // Who stands in line speaks seldom.
+        self.take_back_if(|account| now >= account.waited + if account.in_line { quiet * 10 } else { quiet });
+        self.serve();
+    }
+
+    fn take_back_if(&mut self, is_over: impl Fn(&Account) -> bool) {
         let standing = self.standing();
         for (child, lanes) in &mut self.accounts {
             for (lane, account) in lanes.iter_mut() {
-                // Who stands in line speaks seldom.
-                let quiet = if account.in_line { self.limits.quiet * 10 } else { self.limits.quiet };
-                if !account.active || now < account.waited + quiet {
+                if !account.active || !is_over(account) {
                     continue;
                 }
                 if std::mem::take(&mut account.in_line) {
                     self.lines[lane].retain(|other| other != child);
                 }
-                account.active = false;
+                (account.active, account.done) = (false, false);
                 self.active[lane] -= 1;
                 let before = account.extra(standing);
                 account.promised = account.least(standing);
@@ -167,7 +183,6 @@ impl<K: Clone + Eq + Hash> Budget<K> {
                 self.changed.push((child.clone(), lane));
             }
         }
-        self.serve();
     }
 
     /// Whose promise has changed since the last call: they must be told.
@@ -298,7 +313,12 @@ mod tests {
         fn update(&mut self, child: usize, lane: Lane) {
             let Flow { backlog, held, settled, held_back } = self.flows[child][lane];
             let room = if held_back { 0 } else { u64::MAX };
-            self.budget.update(&child, lane, Need { held, settled, waiting: backlog > 0, room }, self.now);
+            self.budget.update(
+                &child,
+                lane,
+                Need { held, settled, waiting: Some(backlog > 0), room },
+                self.now,
+            );
             self.check();
         }
 
@@ -411,6 +431,25 @@ mod tests {
     }
 
     #[test]
+    fn who_has_no_more_makes_room_at_once_for_those_in_line() {
+        let mut world = World::new(20);
+        for child in 0..20 {
+            world.flows[child][Lane::Bulk].backlog = 100;
+            world.update(child, Lane::Bulk);
+        }
+        assert!(!world.budget.lines[Lane::Bulk].is_empty());
+        for _ in 0..20 {
+            for child in 0..20 {
+                world.send(child, Lane::Bulk);
+                world.settle(child, Lane::Bulk, 100);
+            }
+        }
+        assert_eq!(world.now, Tick::ZERO);
+        assert!(world.flows.iter().all(|lanes| lanes[Lane::Bulk].backlog == 0));
+        assert!(world.budget.lines[Lane::Bulk].is_empty());
+    }
+
+    #[test]
     fn critical_is_served_before_bulk_that_waits_longer_and_finds_room_that_bulk_may_not_have() {
         let mut world = World::new(20);
         for child in 0..20 {
@@ -445,7 +484,7 @@ mod tests {
         let mut budget = Budget::new(limits);
         for child in 0..1_000 {
             for lane in Lane::ALL {
-                let need = Need { held: 0, settled: 0, waiting: true, room: u64::MAX };
+                let need = Need { held: 0, settled: 0, waiting: Some(true), room: u64::MAX };
                 budget.update(&child, lane, need, Tick::ZERO);
             }
         }

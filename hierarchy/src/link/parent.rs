@@ -143,6 +143,14 @@ impl Parent {
         self.lanes.iter().any(|(_, inflow)| !inflow.pending.is_empty())
     }
 
+    /// Whether a parcel may be new, and so is worth a look into it. The others need no verdict.
+    pub fn may_be_new(&self, session: u64, lane: Lane, parcel: &ParcelHead) -> bool {
+        let inflow = &self.lanes[lane];
+        matches!(self.session, Session::Open(open) if open == session)
+            && !inflow.held_back
+            && parcel.last > inflow.tail()
+    }
+
     /// Bytes of the lane that were taken and are not settled, and all that were ever settled.
     pub fn held_and_settled(&self, lane: Lane) -> (u64, u64) {
         (self.lanes[lane].held, self.lanes[lane].settled)
@@ -174,7 +182,8 @@ impl Parent {
         self.session = Session::Greeted { session, lanes };
     }
 
-    /// A frame whose parcels have been judged, in order. What is new of them counts as taken in `origins`
+    /// A frame whose parcels have been judged, in order, as far as they [may be new](Parent::may_be_new); for the
+    /// others any verdict will do. What is new of them counts as taken in `origins`
     /// at once, so that nothing can come in twice while it is being stored; that it is durable the shell
     /// notes there, in the order in which it was stored.
     pub fn on_frame(

@@ -47,7 +47,7 @@ pub(crate) struct ParentSide {
     /// Shared with other children.
     budget: Budget<u8>,
     /// Whether something of a lane waits at the child.
-    waiting: ByLane<bool>,
+    waiting: ByLane<Option<bool>>,
     others: Others,
     /// Refused by name.
     pub(crate) buried: BTreeSet<Event>,
@@ -125,11 +125,11 @@ impl ParentSide {
         match message {
             ChildMessage::Hello { session, lanes, .. } => {
                 self.machine.on_hello(session, lanes);
-                self.waiting = ByLane::new(|lane| self.machine.greets_with_more(lane) == Some(true));
+                self.waiting = ByLane::new(|lane| self.machine.greets_with_more(lane));
                 Vec::new()
             }
             ChildMessage::Frame { session, lane, parcels, last, .. } => {
-                self.waiting[lane] = parcels.last().is_none_or(|parcel| parcel.last < last);
+                self.waiting[lane] = Some(parcels.last().is_none_or(|parcel| parcel.last < last));
                 let spans: Vec<Span> = bodies.iter().map(read_body).collect();
                 self.on_frame(session, lane, &parcels, &spans, random)
             }
@@ -211,7 +211,8 @@ impl ParentSide {
         } else {
             *settled += std::mem::take(held);
         }
-        let need = Need { held: *held, settled: *settled, waiting: random.chance(60), room: u64::MAX };
+        let waiting = random.chance(70).then(|| random.chance(80));
+        let need = Need { held: *held, settled: *settled, waiting, room: u64::MAX };
         self.budget.update(&other, lane, need, now);
         if random.chance(10) {
             self.budget.take_back(now);

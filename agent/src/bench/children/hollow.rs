@@ -41,8 +41,9 @@ pub(super) struct Shared {
     pub(super) up: watch::Receiver<bool>,
     /// How many bulk batches of how many bytes each child is to have waiting.
     pub(super) bulk: watch::Receiver<(usize, usize)>,
-    /// Milliseconds from an event's making to the parent's receipt for it, by lane.
-    pub(super) latencies: mpsc::UnboundedSender<(Lane, f32)>,
+    /// For each event its lane, when it was made, and how long it took until the parent's receipt was there: in
+    /// milliseconds of the clock.
+    pub(super) latencies: mpsc::UnboundedSender<(Lane, f32, f32)>,
     pub(super) open: AtomicU64,
     /// Batches that wait for the parent.
     pub(super) waiting: AtomicU64,
@@ -248,7 +249,7 @@ impl Hollow {
         while let Some((_, made)) = self.lanes[lane].batches.pop_front_if(|(parcel, _)| parcel.last <= up_to)
         {
             self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
-            let _ = self.shared.latencies.send((lane, now - made));
+            let _ = self.shared.latencies.send((lane, made, now - made));
         }
     }
 

@@ -69,6 +69,8 @@ async fn measure(args: &BenchChildrenArgs, dir: &FilePath) -> Result<serde_json:
         *config = config.replacen("2GiB", "16GiB", 1);
     })
     .map_err(|e| e.to_string())?;
+    std::fs::create_dir_all(dir).map_err(|e| e.to_string())?;
+    let syncs_per_s = syncs_per_s(dir).map_err(|e| e.to_string())?;
     eprintln!("starting a parent; {count} children get their identities");
     let fleet = Fleet::start_with(program, plan, |_| {}).await.map_err(|e| e.to_string())?;
     let global = Path::global();
@@ -107,7 +109,7 @@ async fn measure(args: &BenchChildrenArgs, dir: &FilePath) -> Result<serde_json:
     tokio::time::sleep(Duration::from_secs(5)).await;
     while measured.try_recv().is_ok() {}
     let (taken, _) = watch_parent(&pids, || false, steady).await;
-    let (mut times, _) = times(&mut measured);
+    let (mut times, _) = times(&mut measured, 0.0);
     let events_per_s = times.len() as f64 / steady.as_secs_f64();
 
     eprintln!("all links are cut for {cut:?}");
@@ -118,6 +120,7 @@ async fn measure(args: &BenchChildrenArgs, dir: &FilePath) -> Result<serde_json:
     while measured.try_recv().is_ok() {}
     eprintln!("{waited} batches wait; all children heal now");
     let healing = Instant::now();
+    let heal_at = shared.clock.elapsed().as_secs_f32() * 1000.0;
     let _ = up.send(true);
     let mut opened = None;
     let drained = || {
@@ -129,12 +132,10 @@ async fn measure(args: &BenchChildrenArgs, dir: &FilePath) -> Result<serde_json:
         all_open && shared.waiting.load(Ordering::Relaxed) <= count as u64 / 10
     };
     let (heal, heal_took) = watch_parent(&pids, drained, PATIENCE).await;
-    let (mut fresh, bulk_batches) = self::times(&mut measured);
+    let (mut fresh, bulk_batches) = self::times(&mut measured, heal_at);
+    let left = shared.waiting.load(Ordering::Relaxed);
     if heal_took >= PATIENCE {
-        return Err(format!(
-            "{} batches still wait after {PATIENCE:?}",
-            shared.waiting.load(Ordering::Relaxed)
-        ));
+        eprintln!("{left} batches still wait after {PATIENCE:?}");
     }
     let refused = shared.refused.load(Ordering::Relaxed);
     shared.ended.store(true, Ordering::Release);
@@ -156,17 +157,32 @@ async fn measure(args: &BenchChildrenArgs, dir: &FilePath) -> Result<serde_json:
         "p99_ms": rounded(percentile(&times, 0.99)),
         "heal_waiting_batches": waited,
         "heal_bulk_mb": rounded((bulk_batches * BULK.1) as f64 / 1e6),
-        "heal_drained_s": rounded(heal_took.as_secs_f64()),
+        "heal_drained_s": (heal_took < PATIENCE).then(|| rounded(heal_took.as_secs_f64())),
+        "heal_left_batches": left,
         "heal_open_s": opened.map(|opened| rounded(opened.as_secs_f64())),
-        "heal_normal_p50_ms": rounded(percentile(&fresh, 0.5)),
+        "heal_fresh_p50_ms": rounded(percentile(&fresh, 0.5)),
+        "heal_fresh_p99_ms": rounded(percentile(&fresh, 0.99)),
         "heal_max_agent_rss_mb": process::megabytes(heal.agent_rss),
         "heal_max_server_rss_mb": process::megabytes(heal.server_rss),
         "heal_agent_cores": rounded(heal.agent_cores),
         "heal_server_cores": rounded(heal.server_cores),
         "refused_batches": refused,
+        "baseline_syncs_per_s": syncs_per_s.round(),
         "nats_server": nats_server,
         "agent_version": crate::VERSION,
     }))
+}
+
+/// How often a second this disk syncs a small append: the parent's server does it for every batch.
+fn syncs_per_s(dir: &FilePath) -> std::io::Result<f64> {
+    let mut file = std::fs::File::create(dir.join("syncs"))?;
+    let (began, mut syncs) = (Instant::now(), 0);
+    while began.elapsed() < Duration::from_secs(2) {
+        std::io::Write::write_all(&mut file, &[b'x'; 1024])?;
+        file.sync_data()?;
+        syncs += 1;
+    }
+    Ok(f64::from(syncs) / began.elapsed().as_secs_f64())
 }
 
 async fn wait(what: &str, mut condition: impl FnMut() -> bool) -> Result<(), String> {
@@ -196,13 +212,14 @@ async fn watch_parent(pids: &Pids, mut until: impl FnMut() -> bool, most: Durati
     (Taken { agent_cores: cores(0), server_cores: cores(1), agent_rss, server_rss }, took)
 }
 
-/// How long events of the normal lane took, and how many were bulk.
-fn times(measured: &mut mpsc::UnboundedReceiver<(Lane, f32)>) -> (Vec<f32>, usize) {
+/// How long events of the normal lane took that were made since then, and how many were bulk.
+fn times(measured: &mut mpsc::UnboundedReceiver<(Lane, f32, f32)>, since: f32) -> (Vec<f32>, usize) {
     let (mut normal, mut bulk) = (Vec::new(), 0);
-    while let Ok((lane, took)) = measured.try_recv() {
+    while let Ok((lane, made, took)) = measured.try_recv() {
         match lane {
             Lane::Bulk => bulk += 1,
-            _ => normal.push(took),
+            _ if made >= since => normal.push(took),
+            _ => {}
         }
     }
     (normal, bulk)
@@ -216,6 +233,7 @@ fn to_text(figures: &serde_json::Value) -> String {
          from an event to the parent's receipt {:>8} ms p50, {} ms p99\n\
          the parent's agent                    {:>8} cores, {} MB resident\n\
          its nats-server                       {:>8} cores, {} MB resident\n\
+         this disk syncs small appends         {:>8} times a second; the server does for each batch\n\
          all heal at once, {} batches and {} MB of bulk wait\n\
          drained after                         {:>8} s, all open after {} s\n\
          most that the parent's agent took     {:>8} MB, its server {} MB\n",
@@ -228,6 +246,7 @@ fn to_text(figures: &serde_json::Value) -> String {
         of("parent_agent_rss_mb"),
         of("parent_server_cores"),
         of("parent_server_rss_mb"),
+        of("baseline_syncs_per_s"),
         of("heal_waiting_batches"),
         of("heal_bulk_mb"),
         of("heal_drained_s"),

@@ -66,10 +66,10 @@ impl Downlink {
                 Room::NoMore => 1,
                 Room::Some(bytes) => bytes,
             };
-            if bytes <= 1 && (waiting || bytes == 0) {
+            if bytes == 0 || bytes == 1 && waiting == Some(true) {
                 self.held_back.insert(child.clone());
             } else {
-                state.waiting[lane] = false;
+                state.waiting[lane] = None;
             }
             let need = Need { held, settled, waiting, room: bytes };
             let credit = self.budget.update(child, lane, need, now);

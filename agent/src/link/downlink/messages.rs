@@ -70,7 +70,7 @@ impl Downlink {
                 if let Some(state) = self.children.get_mut(child) {
                     state.parent.on_hello(session, lanes);
                     let parent = &state.parent;
-                    state.waiting = ByLane::new(|lane| parent.greets_with_more(lane) == Some(true));
+                    state.waiting = ByLane::new(|lane| parent.greets_with_more(lane));
                     state.version = Some(version.clone());
                 }
                 self.report(FromChild::Hello { child: child.clone(), version });
@@ -86,7 +86,7 @@ impl Downlink {
                 // Without parcels it asks how much may come.
                 let lag = parcels.last().map(|parcel| last.saturating_sub(parcel.last));
                 if let Some(state) = self.children.get_mut(child) {
-                    state.waiting[lane] = lag != Some(0);
+                    state.waiting[lane] = Some(lag != Some(0));
                 }
                 self.seen(child, lag.map(|lag| (lane, lag)));
             }
@@ -124,8 +124,15 @@ impl Downlink {
         parcels: &[ParcelHead],
         bodies: &[Bytes],
     ) {
+        self.hold_if_full(child, lane);
         let mut judged = Vec::with_capacity(parcels.len());
         for (head, bytes) in parcels.iter().zip(bodies) {
+            // What is repeated because this agent is slow must not make it slower.
+            let parent = self.children.get(child).map(|state| &state.parent);
+            if !parent.is_some_and(|parent| parent.may_be_new(session, lane, head)) {
+                judged.push(Err(Refusal::Malformed));
+                continue;
+            }
             match self.judge(child, lane, head, bytes) {
                 Err(Refusal::UnknownKid) => {
                     return self.send(child, &ParentMessage::Reset { session }, None).await;
@@ -143,7 +150,6 @@ impl Downlink {
                 Err(refusal) => Verdict::Refused(*refusal),
             })
             .collect();
-        self.hold_if_full(child, lane);
         let Some(state) = self.children.get_mut(child) else { return };
         let before = state.parent.repeated();
         let outputs = state.parent.on_frame(session, lane, parcels, &verdicts, &mut self.origins);

@@ -110,8 +110,8 @@ struct ChildState {
     /// How far the child says it has numbered.
     words: Words,
     version: Option<String>,
-    /// Whether something of a lane waits at the child, as far as it was not told to the budget.
-    waiting: ByLane<bool>,
+    /// Whether something of a lane waits at the child, where the budget was not told yet.
+    waiting: ByLane<Option<bool>>,
     limiter: Option<Limiter>,
     storing: usize,
     stored: prometheus_client::metrics::counter::Counter,

@@ -21,6 +21,7 @@ pub mod publisher;
 pub mod random;
 pub mod scrape;
 mod turn;
+pub mod weather;
 
 pub use mesh::{Mesh, path};
 pub use observer::Observer;

@@ -9,16 +9,21 @@
 //!               +------ Reset, silence ---------+
 //! ```
 //! Entering Open tells the shell where to read each lane from; whatever was read before is void.
-//! In Open each lane has a window of its own, and what is most urgent is sent first.
+//! In Open each lane has a window of its own, all share what the line carries ([`Pace`]), and what is most
+//! urgent is sent first.
 
 use std::{
     collections::{HashSet, VecDeque},
     time::Duration,
 };
 
+use bytes::Bytes;
+
 use super::{
-    Parcel, ParcelHead, Tick,
+    Load, Parcel, ParcelHead, Tick,
+    flow::Flow,
     message::{ChildMessage, ParentMessage, RefusedParcel},
+    pace::Pace,
 };
 use crate::{ByLane, Digest, Lane, Millis};
 
@@ -31,22 +36,36 @@ pub struct ChildLimits {
     pub frame_bytes: usize,
     /// Batches in one frame.
     pub frame_parcels: usize,
-    /// Wait before a frame or greeting is repeated; doubles up to [`ChildLimits::MAX_BACKOFF`].
+    /// Wait before a frame or greeting is repeated, longer where answers usually take longer; doubles up to
+    /// [`ChildLimits::MAX_BACKOFF`].
     pub retry: Duration,
+    /// Bytes under way with which a session begins, and which are never too many.
+    pub least: usize,
+    /// Answers that take less than this are quick: more may be under way. Those that take twice as long are
+    /// slow: less may.
+    pub quick: Duration,
 }
 
 impl ChildLimits {
     /// How many repetitions of a frame stay unanswered before the session is given up.
-    const REPEATS: u32 = 3;
-    /// The longest wait between two greetings.
-    const MAX_BACKOFF: Duration = Duration::from_secs(4);
+    pub(super) const REPEATS: u32 = 3;
+    /// The longest wait between two greetings, and between two repetitions where answers are not slower still.
+    pub(super) const MAX_BACKOFF: Duration = Duration::from_secs(4);
     /// Keys that count as known to the parent; beyond it they are shown again.
     const MAX_KNOWN: usize = 4096;
 }
 
 impl Default for ChildLimits {
     fn default() -> Self {
-        ChildLimits { frames: 8, frame_bytes: 256 * 1024, frame_parcels: 64, retry: Duration::from_secs(1) }
+        ChildLimits {
+            frames: 8,
+            frame_bytes: 256 * 1024,
+            frame_parcels: 64,
+            retry: Duration::from_secs(1),
+            // Over 50 kbit/s for a second and a half; the servers' pings have to get through beside it.
+            least: 8 * 1024,
+            quick: Duration::from_secs(1),
+        }
     }
 }
 
@@ -58,15 +77,15 @@ pub enum ChildOutput {
         /// The session to open.
         session: u64,
     },
-    /// Send these parcels as one frame.
+    /// Send this as one message.
     Send {
-        /// The session they belong to.
+        /// The session it belongs to.
         session: u64,
-        /// The lane they travel in.
+        /// The lane it travels in.
         lane: Lane,
-        /// The parcels, in order.
-        parcels: Vec<Parcel>,
-        /// Keys whose bindings must go with them.
+        /// A frame, or a piece of a batch.
+        load: Load,
+        /// Keys whose bindings must go with it.
         announce: Vec<Digest>,
     },
     /// Forget what was read of this lane; read on behind this place, unless the store holds another
@@ -96,27 +115,6 @@ pub enum ChildOutput {
 }
 
 #[derive(Debug)]
-struct Flight {
-    parcels: Vec<Parcel>,
-    bytes: usize,
-    sent: Tick,
-    repeats: u32,
-    /// To be sent again: what is lost is mostly lost together, when a connection breaks.
-    again: bool,
-}
-
-/// The parent answers no more.
-struct Silent;
-
-/// One lane of an open session.
-#[derive(Debug, Default)]
-struct Flow {
-    credit: u64,
-    flights: VecDeque<Flight>,
-    queue: VecDeque<Parcel>,
-}
-
-#[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "there is one for each agent")]
 enum State {
     Greeting {
@@ -127,6 +125,7 @@ enum State {
     Open {
         session: u64,
         lanes: ByLane<Flow>,
+        pace: Pace,
         /// Keys that the parent knows.
         known: HashSet<Digest>,
     },
@@ -171,12 +170,13 @@ impl Child {
 
     /// Whether something of the lane could be sent at once.
     pub fn is_ready(&self, lane: Lane) -> bool {
-        self.flow(lane).is_some_and(|flow| flow.may_send(&self.limits))
+        let State::Open { lanes, pace, .. } = &self.state else { return false };
+        lanes[lane].may_send(&self.limits, under_way(lanes), allowance(pace, lane))
     }
 
     /// Whether nothing of the lane is under way or waiting to be.
     pub fn is_idle(&self, lane: Lane) -> bool {
-        self.flow(lane).is_some_and(|flow| flow.flights.is_empty() && flow.queue.is_empty())
+        self.flow(lane).is_some_and(Flow::is_idle)
     }
 
     /// The place up to which the parent has everything of the lane, as far as known.
@@ -192,17 +192,14 @@ impl Child {
 
     /// Whether another parcel would be sent soon; while false, the shell stops reading the lane.
     pub fn wants_more(&self, lane: Lane) -> bool {
-        self.flow(lane).is_some_and(|flow| {
-            flow.queue.len() < self.limits.frame_parcels
-                && flow.queue.iter().map(|p| p.bytes.len()).sum::<usize>() < self.limits.frame_bytes
-        })
+        self.flow(lane).is_some_and(|flow| flow.wants_more(&self.limits))
     }
 
     /// Takes the next parcel. Parcels of a lane must follow each other from the last `Resume` on;
     /// without an open session they are dropped, since they will be read again.
     pub fn offer(&mut self, lane: Lane, parcel: Parcel) {
         if let State::Open { lanes, .. } = &mut self.state {
-            lanes[lane].queue.push_back(parcel);
+            lanes[lane].push(parcel);
         }
     }
 
@@ -217,24 +214,22 @@ impl Child {
                     let (after, digest) = (welcome.cursor, welcome.digest);
                     self.ready.push_back(ChildOutput::Resume { lane, after, digest });
                 }
-                let lanes = lanes.map(|_, welcome| Flow { credit: welcome.credit, ..Flow::default() });
-                self.state = State::Open { session: *session, lanes, known: HashSet::new() };
+                let lanes = lanes.map(|_, welcome| Flow::new(welcome.credit, now));
+                let pace = Pace::new(self.limits, now);
+                self.state = State::Open { session: *session, lanes, pace, known: HashSet::new() };
             }
             (
-                ParentMessage::Ack { session, lane, cursor, credit, received_at, refused },
-                State::Open { session: current, lanes, known },
+                ParentMessage::Ack { session, lane, cursor, credit, begun, received_at, refused },
+                State::Open { session: current, lanes, pace, known },
             ) if session == current => {
                 let (lane, flow) = (*lane, &mut lanes[*lane]);
                 flow.credit = *credit;
-                for parcel in settle(&mut flow.flights, *cursor, now) {
+                for parcel in flow.settle(*cursor, *begun, pace, now) {
                     known.insert(parcel.kid);
                     self.settled[lane] = Some((parcel.last, parcel.digest));
                 }
                 if *credit == 0 {
-                    // The parent is there, and has no room: asking again is not giving up.
-                    for flight in &mut flow.flights {
-                        flight.repeats = 0;
-                    }
+                    flow.forgive();
                 }
                 if known.len() > ChildLimits::MAX_KNOWN {
                     known.clear();
@@ -270,9 +265,8 @@ impl Child {
     pub fn timeout(&self) -> Option<Tick> {
         match &self.state {
             State::Greeting { next, .. } => Some(*next),
-            State::Open { lanes, .. } => {
-                let oldest = lanes.iter().filter_map(|(_, flow)| flow.flights.front());
-                oldest.map(|flight| flight.sent + self.limits.patience(flight)).min()
+            State::Open { lanes, pace, .. } => {
+                lanes.iter().filter_map(|(_, flow)| flow.due(pace)).min()
             }
         }
     }
@@ -291,18 +285,21 @@ impl Child {
                 *wait = (*wait * 2).min(ChildLimits::MAX_BACKOFF);
                 Some(ChildOutput::Greet { session: *session })
             }
-            State::Open { session, lanes, known } => {
+            State::Open { session, lanes, pace, known } => {
                 let session = *session;
-                let silent =
-                    lanes.iter_mut().any(|(_, flow)| flow.repeat_overdue(&self.limits, now).is_err());
+                let silent = lanes.iter_mut().any(|(_, flow)| flow.repeat_overdue(pace, now).is_err());
                 if silent {
                     self.greet(now);
                     return self.poll(now);
                 }
+                pace.look(now);
+                let under_way = under_way(lanes);
                 for (lane, flow) in lanes.iter_mut() {
-                    if let Some(parcels) = flow.next_frame(&self.limits, now) {
-                        let announce = unknown(&parcels, known);
-                        return Some(ChildOutput::Send { session, lane, parcels, announce });
+                    if flow.may_send(&self.limits, under_way, allowance(pace, lane))
+                        && let Some(load) = flow.next_load(&self.limits, pace, under_way, now)
+                    {
+                        let announce = unknown(load.completes(), known);
+                        return Some(ChildOutput::Send { session, lane, load, announce });
                     }
                 }
                 None
@@ -328,85 +325,17 @@ fn spread(wait: Duration, session: u64) -> Duration {
     wait * 3 / 4 + wait * chance as u32 / 2048
 }
 
-impl ChildLimits {
-    fn patience(&self, flight: &Flight) -> Duration {
-        self.retry * 2u32.pow(flight.repeats)
-    }
+/// Bytes under way in all lanes.
+fn under_way(lanes: &ByLane<Flow>) -> usize {
+    lanes.iter().map(|(_, flow)| flow.under_way()).sum()
 }
 
-impl Flow {
-    fn may_send(&self, limits: &ChildLimits) -> bool {
-        let under_way: usize = self.flights.iter().map(|flight| flight.bytes).sum();
-        let credit_left = under_way == 0 || (under_way as u64) < self.credit;
-        !self.queue.is_empty() && self.flights.len() < limits.frames && credit_left
+/// How much may be under way where this lane wants to send: an alert does not wait for the line to be free.
+fn allowance(pace: &Pace, lane: Lane) -> usize {
+    match lane {
+        Lane::Critical => pace.budget() / 2 * 3,
+        Lane::Normal | Lane::Bulk => pace.budget(),
     }
-
-    /// Marks what has waited too long for its receipt, unless the parent has been silent for so long
-    /// that the session is to be given up.
-    fn repeat_overdue(&mut self, limits: &ChildLimits, now: Tick) -> Result<(), Silent> {
-        let Some(oldest) = self.flights.front_mut() else { return Ok(()) };
-        if now < oldest.sent + limits.patience(oldest) {
-            return Ok(());
-        }
-        if oldest.repeats >= ChildLimits::REPEATS {
-            return Err(Silent);
-        }
-        oldest.repeats += 1;
-        for flight in &mut self.flights {
-            flight.again = true;
-            flight.sent = now;
-        }
-        Ok(())
-    }
-
-    fn next_frame(&mut self, limits: &ChildLimits, now: Tick) -> Option<Vec<Parcel>> {
-        if let Some(flight) = self.flights.iter_mut().find(|flight| flight.again) {
-            flight.again = false;
-            return Some(flight.parcels.clone());
-        }
-        if !self.may_send(limits) {
-            return None;
-        }
-        let parcels = cut_frame(&mut self.queue, limits);
-        let bytes = parcels.iter().map(|p| p.bytes.len()).sum();
-        let flight = Flight { parcels: parcels.clone(), bytes, sent: now, repeats: 0, again: false };
-        self.flights.push_back(flight);
-        Some(parcels)
-    }
-}
-
-/// Removes what lies at or below the cursor, and returns it. Progress restarts the clock of the rest:
-/// the parent is alive, only behind.
-fn settle(flights: &mut VecDeque<Flight>, cursor: u64, now: Tick) -> Vec<Parcel> {
-    let mut settled = Vec::new();
-    while let Some(flight) = flights.front_mut() {
-        let done = flight.parcels.iter().take_while(|parcel| parcel.last <= cursor).count();
-        settled.extend(flight.parcels.drain(..done));
-        if !flight.parcels.is_empty() {
-            break;
-        }
-        flights.pop_front();
-    }
-    if !settled.is_empty() {
-        for flight in flights {
-            flight.sent = now;
-            flight.repeats = 0;
-        }
-    }
-    settled
-}
-
-fn cut_frame(queue: &mut VecDeque<Parcel>, limits: &ChildLimits) -> Vec<Parcel> {
-    let mut bytes = 0;
-    let fitting = queue
-        .iter()
-        .take(limits.frame_parcels)
-        .take_while(|parcel| {
-            bytes += parcel.bytes.len();
-            bytes <= limits.frame_bytes
-        })
-        .count();
-    queue.drain(..fitting.max(1)).collect()
 }
 
 /// Keys count as known to the parent once a parcel under them was acknowledged; until then a lost
@@ -419,10 +348,21 @@ fn unknown(parcels: &[Parcel], known: &HashSet<Digest>) -> Vec<Digest> {
     announce
 }
 
-impl ChildOutput {
-    /// The frame message of a `Send`, without its bindings.
-    pub fn frame(session: u64, lane: Lane, parcels: &[Parcel], last: u64) -> ChildMessage {
-        let parcels = parcels.iter().map(ParcelHead::from).collect();
-        ChildMessage::Frame { session, lane, bindings: Vec::new(), parcels, last }
+impl Load {
+    /// The message of it, without its bindings, and the bytes that follow it; `end` is the last place in the
+    /// lane.
+    pub fn message(self, session: u64, lane: Lane, end: u64) -> (ChildMessage, Vec<Bytes>) {
+        let bindings = Vec::new();
+        match self {
+            Load::Parcels(parcels) => {
+                let heads = parcels.iter().map(ParcelHead::from).collect();
+                let frame = ChildMessage::Frame { session, lane, bindings, parcels: heads, last: end };
+                (frame, parcels.into_iter().map(|parcel| parcel.bytes).collect())
+            }
+            Load::Piece { parcel, offset, bytes } => {
+                let (parcel, offset) = (ParcelHead::from(&parcel), offset as u32);
+                (ChildMessage::Piece { session, lane, bindings, parcel, offset, last: end }, vec![bytes])
+            }
+        }
     }
 }

@@ -6,12 +6,14 @@
 
 use std::collections::VecDeque;
 
+use bytes::{Bytes, BytesMut};
+
 use super::{
     cursor::{Cursor, Record},
-    message::{LaneHello, LaneWelcome, ParcelHead, ParentMessage, RefusedParcel},
+    message::{Begun, LaneHello, LaneWelcome, ParcelHead, ParentMessage, RefusedParcel},
     origins::{Origins, Span, Standing},
 };
-use crate::{ByLane, Digest, Lane, Millis, Path, Refusal};
+use crate::{ByLane, Digest, Lane, Millis, Path, Refusal, envelope};
 
 /// What was found about a parcel before it may be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +101,14 @@ struct Inflow {
     owed: bool,
     /// Bytes that the child may have beyond the cursor; with 0 nothing is taken.
     credit: u64,
+    /// The next batch, as far as it has come in pieces.
+    begun: Option<Pieces>,
+}
+
+#[derive(Debug)]
+struct Pieces {
+    head: ParcelHead,
+    bytes: BytesMut,
 }
 
 /// The parent's end for one child.
@@ -149,6 +159,45 @@ impl Parent {
     /// The child greets. A new incarnation starts at the place it names.
     pub fn on_hello(&mut self, session: u64, lanes: ByLane<LaneHello>) {
         self.session = Session::Greeted { session, lanes };
+    }
+
+    /// A piece of a batch, from `offset` on. Returns the whole batch with its last piece: it is to be judged then
+    /// and given to [`Parent::on_frame`]. With `room` false no further batch is begun.
+    ///
+    /// Errors: the session is not open, and the child is to be told so.
+    pub fn on_piece(
+        &mut self,
+        session: u64,
+        lane: Lane,
+        head: &ParcelHead,
+        offset: u32,
+        piece: &[u8],
+        room: bool,
+    ) -> Result<Option<Bytes>, ParentOutput> {
+        match self.session {
+            Session::Open(open) if open == session => {}
+            Session::Greeted { session: open, .. } if open == session => return Ok(None),
+            _ => return Err(ParentOutput::Reset { session }),
+        }
+        let inflow = &mut self.lanes[lane];
+        // Whatever becomes of it, the child is told how much is there.
+        inflow.owed = true;
+        if head.last <= inflow.tail() || head.after != inflow.tail() || inflow.credit == 0 {
+            return Ok(None);
+        }
+        Ok(inflow.append(head, offset as usize, piece, room))
+    }
+
+    /// Bytes of batches that have come in part.
+    pub fn begun_bytes(&self) -> usize {
+        self.lanes.iter().filter_map(|(_, inflow)| Some(inflow.begun.as_ref()?.bytes.len())).sum()
+    }
+
+    /// Forgets what has come in part; the child begins again.
+    pub fn forget_begun(&mut self) {
+        for (_, inflow) in self.lanes.iter_mut() {
+            inflow.begun = None;
+        }
     }
 
     /// A frame whose parcels have been judged, in order. What is new of them counts as taken in `origins`
@@ -288,7 +337,28 @@ impl Inflow {
         self.pending.back().map_or(self.cursor.last, |pending| pending.last)
     }
 
+    /// Adds a piece to those before it; the batch, once it is whole.
+    fn append(&mut self, head: &ParcelHead, offset: usize, piece: &[u8], room: bool) -> Option<Bytes> {
+        let len = head.len as usize;
+        if piece.is_empty() || len > envelope::MAX_BYTES {
+            return None;
+        }
+        if offset == 0 && room && self.begun.as_ref().is_none_or(|begun| begun.head != *head) {
+            self.begun = Some(Pieces { head: head.clone(), bytes: BytesMut::new() });
+        }
+        let begun = self.begun.as_mut().filter(|begun| begun.head == *head)?;
+        if offset != begun.bytes.len() || offset + piece.len() > len {
+            return None;
+        }
+        begun.bytes.extend_from_slice(piece);
+        if begun.bytes.len() < len {
+            return None;
+        }
+        self.begun.take().map(|begun| begun.bytes.freeze())
+    }
+
     fn begin(&mut self, hello: &LaneHello) {
+        self.begun = None;
         self.owed = false;
         self.refused.clear();
         if hello.incarnation != self.cursor.incarnation {
@@ -318,11 +388,14 @@ impl Inflow {
 
     fn receipt(&mut self, session: u64, lane: Lane, now: Millis) -> ParentMessage {
         self.owed = false;
+        let tail = self.tail();
+        let begun = self.begun.as_ref().filter(|begun| begun.head.after == tail);
         ParentMessage::Ack {
             session,
             lane,
             cursor: self.cursor.last,
             credit: self.credit,
+            begun: begun.map(|begun| Begun { last: begun.head.last, have: begun.bytes.len() as u32 }),
             received_at: now,
             refused: std::mem::take(&mut self.refused),
         }

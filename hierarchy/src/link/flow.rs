@@ -1,0 +1,278 @@
+//! One lane of an open session, at the child: what waits, what is under way, and as what it goes.
+
+use std::{collections::VecDeque, time::Duration};
+
+use bytes::Bytes;
+
+use super::{ChildLimits, Parcel, Tick, message::Begun, pace::Pace};
+
+/// What is sent in one message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Load {
+    /// Whole parcels, in order.
+    Parcels(Vec<Parcel>),
+    /// A piece of one that is too large for the line.
+    Piece {
+        /// The parcel.
+        parcel: Parcel,
+        /// Where in it the piece begins.
+        offset: usize,
+        /// The piece.
+        bytes: Bytes,
+    },
+}
+
+/// Something sent and not acknowledged.
+#[derive(Debug)]
+struct Flight {
+    load: Load,
+    bytes: usize,
+    sent: Tick,
+    /// Sent for the first time: then its answer tells how long answers take.
+    first: bool,
+    /// As [`Pace::sending`] said.
+    full: bool,
+}
+
+/// The parent answers no more.
+pub(super) struct Silent;
+
+#[derive(Debug, Default)]
+pub(super) struct Flow {
+    pub(super) credit: u64,
+    flights: VecDeque<Flight>,
+    queue: VecDeque<Parcel>,
+    /// How much of the first parcel in the queue has been sent in pieces.
+    offset: usize,
+    /// What the parent has of a parcel that came in pieces.
+    begun: Option<Begun>,
+    /// How often in a row something was sent again.
+    repeats: u32,
+    /// Places up to here were sent before.
+    repeated: u64,
+    /// When the parent last got ahead, or was asked again.
+    heard: Tick,
+}
+
+impl Flow {
+    pub(super) fn new(credit: u64, now: Tick) -> Flow {
+        Flow { credit, heard: now, ..Flow::default() }
+    }
+
+    pub(super) fn push(&mut self, parcel: Parcel) {
+        self.queue.push_back(parcel);
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.flights.is_empty() && self.queue.is_empty()
+    }
+
+    pub(super) fn wants_more(&self, limits: &ChildLimits) -> bool {
+        self.queue.len() < limits.frame_parcels
+            && self.queue.iter().map(|p| p.bytes.len()).sum::<usize>() < limits.frame_bytes
+    }
+
+    /// Bytes under way.
+    pub(super) fn under_way(&self) -> usize {
+        self.flights.iter().map(|flight| flight.bytes).sum()
+    }
+
+    /// Whether something may be sent while so much is under way in all lanes, of what the lane may have.
+    pub(super) fn may_send(&self, limits: &ChildLimits, under_way: usize, budget: usize) -> bool {
+        let own = self.under_way();
+        let credit_left = own == 0 || (own as u64) < self.credit;
+        let room = under_way == 0 || under_way < budget;
+        !self.queue.is_empty() && self.flights.len() < limits.frames && credit_left && room
+    }
+
+    /// When something will have waited too long for its receipt.
+    pub(super) fn due(&self, pace: &Pace) -> Option<Tick> {
+        let oldest = self.flights.front()?;
+        Some(oldest.sent.max(self.heard) + self.patience(pace))
+    }
+
+    /// Longer from time to time, but not so that a line that was down for a moment is left idle.
+    fn patience(&self, pace: &Pace) -> Duration {
+        let patience = pace.patience();
+        (patience * 2u32.pow(self.repeats)).min(patience.max(ChildLimits::MAX_BACKOFF))
+    }
+
+    /// Takes back what has waited too long for its receipt, to be sent again: what is lost is mostly lost
+    /// together, when a connection breaks. Unless the parent has been silent for so long that the session is
+    /// to be given up.
+    pub(super) fn repeat_overdue(&mut self, pace: &mut Pace, now: Tick) -> Result<(), Silent> {
+        if self.due(pace).is_none_or(|due| now < due) {
+            return Ok(());
+        }
+        if self.repeats >= ChildLimits::REPEATS {
+            return Err(Silent);
+        }
+        self.repeats += 1;
+        self.heard = now;
+        if self.credit > 0 {
+            pace.overdue(now);
+        }
+        self.take_back();
+        Ok(())
+    }
+
+    fn take_back(&mut self) {
+        let mut parcels: Vec<Parcel> = Vec::new();
+        for flight in self.flights.drain(..) {
+            match flight.load {
+                Load::Parcels(of_frame) => parcels.extend(of_frame),
+                Load::Piece { parcel, .. } => parcels.push(parcel),
+            }
+        }
+        parcels.dedup_by_key(|parcel| parcel.last);
+        let last = parcels.last().map(|parcel| parcel.last);
+        self.repeated = self.repeated.max(last.unwrap_or_default());
+        if last == self.queue.front().map(|parcel| parcel.last) {
+            // Pieces of it were under way, and the rest of it still waits.
+            parcels.pop();
+        }
+        for parcel in parcels.into_iter().rev() {
+            self.queue.push_front(parcel);
+        }
+        self.offset = self.there_of_first();
+    }
+
+    /// How much the parent has of the first parcel in the queue.
+    fn there_of_first(&self) -> usize {
+        match (self.queue.front(), self.begun) {
+            (Some(first), Some(begun)) if first.last == begun.last => {
+                let have = begun.have as usize;
+                if have < first.bytes.len() { have } else { 0 }
+            }
+            _ => 0,
+        }
+    }
+
+    /// The next to be sent.
+    pub(super) fn next_load(
+        &mut self,
+        limits: &ChildLimits,
+        pace: &mut Pace,
+        under_way: usize,
+        now: Tick,
+    ) -> Option<Load> {
+        let most = pace.frame_bytes();
+        let first = self.queue.front()?;
+        let whole = self.offset == 0 && (first.bytes.len() <= most || most >= limits.frame_bytes);
+        let load = if whole {
+            Load::Parcels(cut_frame(&mut self.queue, limits.frame_parcels, most))
+        } else {
+            let (parcel, offset) = (first.clone(), self.offset);
+            let end = (offset + most).min(parcel.bytes.len());
+            let bytes = parcel.bytes.slice(offset..end);
+            self.offset = end;
+            if end == parcel.bytes.len() {
+                self.queue.pop_front();
+                self.offset = 0;
+            }
+            Load::Piece { parcel, offset, bytes }
+        };
+        let bytes = load.bytes();
+        let full = pace.sending(under_way + bytes, now);
+        let first = load.last() > self.repeated;
+        self.flights.push_back(Flight { load: load.clone(), bytes, sent: now, first, full });
+        Some(load)
+    }
+
+    /// The parent has everything up to the cursor, and this much of what follows it. Returns what has arrived
+    /// as a whole. Progress restarts the clock of the rest: the parent is alive, only behind.
+    pub(super) fn settle(
+        &mut self,
+        cursor: u64,
+        begun: Option<Begun>,
+        pace: &mut Pace,
+        now: Tick,
+    ) -> Vec<Parcel> {
+        let mut settled = Vec::new();
+        let mut progress = false;
+        self.begun = begun;
+        while let Some(flight) = self.flights.front_mut() {
+            let arrived = match &mut flight.load {
+                Load::Parcels(parcels) => {
+                    let done = parcels.iter().take_while(|parcel| parcel.last <= cursor).count();
+                    settled.extend(parcels.drain(..done));
+                    parcels.is_empty()
+                }
+                Load::Piece { parcel, .. } if parcel.last <= cursor => {
+                    settled.push(parcel.clone());
+                    true
+                }
+                Load::Piece { parcel, offset, bytes } => begun.is_some_and(|begun| {
+                    begun.last == parcel.last && begun.have as usize >= *offset + bytes.len()
+                }),
+            };
+            if !arrived {
+                break;
+            }
+            if flight.first {
+                pace.answered(flight.sent, now, flight.bytes, flight.full);
+            }
+            progress = true;
+            self.flights.pop_front();
+        }
+        // What was taken back may have arrived all the same.
+        while let Some(parcel) = self.queue.pop_front_if(|parcel| parcel.last <= cursor) {
+            settled.push(parcel);
+            self.offset = 0;
+        }
+        if self.flights.is_empty() {
+            self.offset = self.there_of_first().max(self.offset);
+        }
+        if progress || !settled.is_empty() {
+            self.heard = now;
+            self.repeats = 0;
+        }
+        settled
+    }
+
+    /// The parent is there, and has no room: asking again is not giving up.
+    pub(super) fn forgive(&mut self) {
+        self.repeats = 0;
+    }
+}
+
+impl Load {
+    fn bytes(&self) -> usize {
+        match self {
+            Load::Parcels(parcels) => parcels.iter().map(|parcel| parcel.bytes.len()).sum(),
+            Load::Piece { bytes, .. } => bytes.len(),
+        }
+    }
+
+    /// The last place of it.
+    fn last(&self) -> u64 {
+        match self {
+            Load::Parcels(parcels) => parcels.last().map_or(0, |parcel| parcel.last),
+            Load::Piece { parcel, .. } => parcel.last,
+        }
+    }
+
+    /// The parcels that the parent can judge once it has this.
+    pub(super) fn completes(&self) -> &[Parcel] {
+        match self {
+            Load::Parcels(parcels) => parcels,
+            Load::Piece { parcel, offset, bytes } if offset + bytes.len() == parcel.bytes.len() => {
+                std::slice::from_ref(parcel)
+            }
+            Load::Piece { .. } => &[],
+        }
+    }
+}
+
+fn cut_frame(queue: &mut VecDeque<Parcel>, most_parcels: usize, most_bytes: usize) -> Vec<Parcel> {
+    let mut bytes = 0;
+    let fitting = queue
+        .iter()
+        .take(most_parcels)
+        .take_while(|parcel| {
+            bytes += parcel.bytes.len();
+            bytes <= most_bytes
+        })
+        .count();
+    queue.drain(..fitting.max(1)).collect()
+}

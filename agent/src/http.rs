@@ -11,7 +11,7 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    link::uplink::UplinkState,
+    link::{uplink::UplinkState, watchdog::Stuck},
     metrics::Metrics,
     status::{Addresses, Status},
 };
@@ -32,6 +32,8 @@ pub struct Facts {
     pub health: watch::Receiver<Health>,
     /// The link to the parent.
     pub uplink: Option<watch::Receiver<UplinkState>>,
+    /// What is wrong with the link.
+    pub stuck: watch::Receiver<Option<Stuck>>,
     /// Its children.
     pub children: watch::Receiver<Vec<ChildStatus>>,
     /// What became of all events; only global knows.
@@ -60,7 +62,8 @@ async fn ready(facts: Known) -> impl IntoResponse {
     let connected = facts.mesh.connection_state() == State::Connected;
     let uplink = facts.uplink.as_ref().map(|uplink| uplink.borrow().open);
     let code = if connected { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(json!({ "ready": connected, "natsServer": connected, "parentLink": uplink })))
+    (code, Json(json!({ "ready": connected, "natsServer": connected, "parentLink": uplink,
+        "linkStuck": *facts.stuck.borrow() })))
 }
 
 async fn metrics(facts: Known) -> impl IntoResponse {
@@ -83,6 +86,7 @@ async fn status(facts: Known) -> Json<Status> {
         uptime_seconds: facts.started.elapsed().as_secs(),
         refused: facts.metrics.refused_total(),
         parent: facts.uplink.as_ref().map(|uplink| uplink.borrow().clone()),
+        link_stuck: facts.stuck.borrow().clone(),
         children: facts.children.borrow().clone(),
         addresses: facts.addresses.clone(),
     })

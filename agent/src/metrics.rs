@@ -52,6 +52,10 @@ pub struct Metrics {
     pub frame_bytes_sent: Counter,
     /// 1 while the parent has accepted a session.
     pub uplink_open: Gauge,
+    /// Bytes that may be under way to the parent, as its line is known.
+    pub uplink_window: Gauge,
+    /// Steps taken to bring up a link that was stuck, by step.
+    pub link_heals: Family<Reason, Counter>,
     /// Batches between the parent's cursor and the end of a lane.
     pub uplink_lag: Family<LaneLabel, Gauge>,
     /// Bytes that wait in each lane.
@@ -120,6 +124,13 @@ impl Metrics {
             self.frame_bytes_sent.clone(),
         );
         r.register("uplink_open", "1 while the parent has accepted a session", self.uplink_open.clone());
+        r.register_with_unit(
+            "uplink_window",
+            "What may be under way to the parent",
+            Unit::Bytes,
+            self.uplink_window.clone(),
+        );
+        r.register("link_heals", "Steps taken to bring up a link that was stuck", self.link_heals.clone());
         r.register("uplink_lag", "Batches in a lane that the parent lacks", self.uplink_lag.clone());
         r.register_with_unit("lane", "Bytes that wait in a lane", Unit::Bytes, self.lane_bytes.clone());
         r.register("batches_stored", "Batches of children made durable", self.batches_stored.clone());

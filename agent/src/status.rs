@@ -9,7 +9,7 @@ use coordinator::{
 use hierarchy::{Level, Path, rollup::Health};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::link::uplink::UplinkState;
+use crate::link::{uplink::UplinkState, watchdog::Stuck};
 
 /// The tree as one agent sees it: itself, its parent, its children.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -32,6 +32,9 @@ pub struct Status {
     /// The link to the parent; absent at global.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<UplinkState>,
+    /// What is wrong with the link, where it does not come up though it could.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_stuck: Option<Stuck>,
     /// Its direct children.
     pub children: Vec<ChildStatus>,
     /// Where it can be reached on this machine.
@@ -130,6 +133,13 @@ impl Status {
             let state = if parent.open { "up" } else { "down" };
             let version = parent.parent_version.as_deref().unwrap_or("-");
             let _ = writeln!(text, "  parent  {state}  waiting {}  agent {version}", parent.lag());
+        }
+        if let Some(stuck) = &self.link_stuck {
+            let _ = write!(text, "          stuck for {} s: {}", stuck.seconds, stuck.reason);
+            let _ = match stuck.last_step {
+                Some(step) => writeln!(text, "; last step: {}", step.as_str()),
+                None => writeln!(text),
+            };
         }
         if self.children.is_empty() {
             return text;

@@ -143,7 +143,7 @@ fn a_link_message_that_leaves_out_a_lane_or_names_another_is_not_read() {
             }
         }
     }
-    assert_eq!((read, refused), (6, 9));
+    assert_eq!((read, refused), (8, 11));
 }
 
 /// A frame as it travels: its envelope, a line feed, its batches.

@@ -64,6 +64,8 @@ pub enum Weather {
 pub struct Proxy {
     /// Where the child finds its parent.
     pub address: SocketAddr,
+    /// Where the parent is.
+    pub parent: SocketAddr,
     weather: watch::Sender<Weather>,
     counted: Arc<Counted>,
     _task: JoinSet<()>,
@@ -72,6 +74,8 @@ pub struct Proxy {
 #[derive(Debug, Default)]
 struct Counted {
     connections: AtomicU64,
+    /// Those that stand and have carried something up.
+    standing: AtomicU64,
     up: AtomicU64,
     down: AtomicU64,
 }
@@ -85,7 +89,7 @@ impl Proxy {
         let counted = Arc::<Counted>::default();
         let mut task = JoinSet::new();
         task.spawn(serve(listen(address), address, parent, seen, counted.clone(), random));
-        Proxy { address, weather, counted, _task: task }
+        Proxy { address, parent, weather, counted, _task: task }
     }
 
     /// Stands before the parent that is named in this configuration of an agent, and names itself there.
@@ -106,6 +110,11 @@ impl Proxy {
     /// How many connections children have made.
     pub fn connections(&self) -> u64 {
         self.counted.connections.load(Ordering::Relaxed)
+    }
+
+    /// Whether a connection stands over which a child has said something.
+    pub fn carries(&self) -> bool {
+        self.counted.standing.load(Ordering::Relaxed) > 0
     }
 
     /// Bytes that went up and down.
@@ -196,6 +205,22 @@ async fn connection(
     }
 }
 
+/// A connection that has carried something up, while it stands.
+struct Standing(Arc<Counted>);
+
+impl Standing {
+    fn new(counted: &Arc<Counted>) -> Standing {
+        counted.standing.fetch_add(1, Ordering::Relaxed);
+        Standing(counted.clone())
+    }
+}
+
+impl Drop for Standing {
+    fn drop(&mut self) {
+        self.0.standing.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// One direction of one connection.
 struct Pump {
     weather: watch::Receiver<Weather>,
@@ -212,6 +237,7 @@ impl Pump {
         // When the line is free for the next packet, and when the newest arrives.
         let (mut free, mut newest) = (Instant::now(), Instant::now());
         let mut said = false;
+        let mut standing = None;
         let mut ended = false;
         loop {
             let weather = *self.weather.borrow_and_update();
@@ -226,9 +252,18 @@ impl Pump {
                     let Some((_, segment)) = on_the_way.pop_front() else { continue };
                     bytes -= segment.len();
                     if !write(to, &segment).await {
+                        // That, too, would have to come back the other way.
+                        let comes_back = |weather: &Weather| match *weather {
+                            Weather::Silent { up, down } => !(if self.is_up { down } else { up }),
+                            _ => true,
+                        };
+                        let _ = self.weather.wait_for(comes_back).await;
                         return;
                     }
                     said = true;
+                    if self.is_up && standing.is_none() {
+                        standing = Some(Standing::new(&self.counted));
+                    }
                     let counted = if self.is_up { &self.counted.up } else { &self.counted.down };
                     counted.fetch_add(segment.len() as u64, Ordering::Relaxed);
                 }

@@ -23,11 +23,14 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tokio::process::{Child, Command};
+use tokio::{
+    process::{Child, Command},
+    sync::mpsc,
+};
 use tokio_util::sync::CancellationToken;
 
-use super::{BrokerError, binary::Binary, connect, log_tail, pulse};
-use crate::{metrics::Metrics, supervise::Tasks};
+use super::{BrokerError, binary::Binary, connect, log_tail, pulse, redial};
+use crate::{link::watchdog::Step, metrics::Metrics, supervise::Tasks};
 
 /// How long a server may take to answer after it was started, recovering its streams.
 const UP_WITHIN: Duration = Duration::from_secs(60);
@@ -49,6 +52,8 @@ pub struct Server {
     pub client: SocketAddr,
     /// The agent's passwords on it.
     pub passwords: Passwords,
+    /// Takes steps that bring up the connection to the parent.
+    pub steps: mpsc::Sender<Step>,
     files: Files,
     cancel: CancellationToken,
     watching: Tasks,
@@ -88,7 +93,13 @@ impl Server {
     ) -> Result<Server, BrokerError> {
         let files = Files::within(dir);
         options.pid_file = Some(files.pid.clone());
-        let config = format!("{}\nlogfile_size_limit: {LOG_BYTES}\n", render(&options)?);
+        let text = |options: &ServerOptions| -> Result<String, BrokerError> {
+            Ok(format!("{}\nlogfile_size_limit: {LOG_BYTES}\n", render(options)?))
+        };
+        let config = text(&options)?;
+        let mut paused = options.clone();
+        paused.parents.iter_mut().for_each(|parents| parents.paused = true);
+        let paused = text(&paused)?;
 
         let left = left_running(&files);
         let process = match left {
@@ -124,9 +135,17 @@ impl Server {
                 return Err(error);
             }
         };
-        let watch = watch(process, binary.clone(), client, files.clone(), metrics.clone(), cancel.clone());
-        watching.spawn("nats-server", watch);
-        Ok(Server { client, passwords: options.passwords, files, cancel, watching })
+        let (steps, taken) = mpsc::channel(1);
+        let watched = Watched {
+            binary: binary.clone(),
+            client,
+            files: files.clone(),
+            paused,
+            steps: taken,
+            metrics: metrics.clone(),
+        };
+        watching.spawn("nats-server", watched.watch(process, cancel.clone()));
+        Ok(Server { client, passwords: options.passwords, steps, files, cancel, watching })
     }
 
     /// Asks the server to end, waits, and kills it if it does not.
@@ -162,7 +181,7 @@ pub fn passwords(dir: &Path) -> Result<Passwords, BrokerError> {
 }
 
 /// Writes a file that only its owner may read, in one step.
-fn write_private(path: &Path, text: &str) -> Result<(), BrokerError> {
+pub(super) fn write_private(path: &Path, text: &str) -> Result<(), BrokerError> {
     let unwritable = |error: io::Error| BrokerError::Unwritable {
         path: path.display().to_string(),
         reason: error.to_string(),
@@ -256,45 +275,78 @@ pub async fn jetstream_answers(client: async_nats::Client) -> bool {
     }
 }
 
-/// Watches the process and starts it again, until cancelled; then stops it.
-async fn watch(
-    mut process: Process,
+/// What is watched, and how it is started again.
+struct Watched {
     binary: Binary,
     client: SocketAddr,
     files: Files,
+    /// The configuration with the connection to the parent left out.
+    paused: String,
+    steps: mpsc::Receiver<Step>,
     metrics: Metrics,
-    cancel: CancellationToken,
-) -> Result<(), std::convert::Infallible> {
-    let mut wait = BACKOFF;
-    loop {
-        let started = tokio::time::Instant::now();
-        let end = tokio::select! {
-            () = cancel.cancelled() => {
-                stop_process(process).await;
-                return Ok(());
-            }
-            end = until_ended(&mut process) => end,
-            silent = pulse::lost(client) => {
-                // What it has acknowledged is written; a new one reads it.
-                kill_process(process).await;
-                format!("it did not answer for {silent:.1?} and was killed")
-            }
-        };
-        wait = if started.elapsed() > STEADY { BACKOFF } else { wait };
-        tracing::error!(end, again_in = ?wait, "nats-server ended; starting it again");
+}
+
+impl Watched {
+    /// Watches the process and starts it again, until cancelled; then stops it.
+    async fn watch(
+        mut self,
+        mut process: Process,
+        cancel: CancellationToken,
+    ) -> Result<(), std::convert::Infallible> {
+        let (mut wait, client) = (BACKOFF, self.client);
         loop {
-            tokio::select! {
-                () = cancel.cancelled() => return Ok(()),
-                () = tokio::time::sleep(wait) => {}
-            }
-            wait = (wait * 2).min(MAX_BACKOFF);
-            match spawn(&binary, &files) {
-                Ok(child) => {
-                    metrics.server_restarts.inc();
-                    process = Process::Own(child);
-                    break;
+            let started = tokio::time::Instant::now();
+            let end = tokio::select! {
+                () = cancel.cancelled() => {
+                    stop_process(process).await;
+                    return Ok(());
                 }
-                Err(error) => tracing::error!(%error, "nats-server cannot be started"),
+                end = self.until_ended(&mut process) => end,
+                silent = pulse::lost(client) => {
+                    // What it has acknowledged is written; a new one reads it.
+                    kill_process(process).await;
+                    format!("it did not answer for {silent:.1?} and was killed")
+                }
+            };
+            wait = if started.elapsed() > STEADY { BACKOFF } else { wait };
+            tracing::error!(end, again_in = ?wait, "nats-server ended; starting it again");
+            loop {
+                tokio::select! {
+                    () = cancel.cancelled() => return Ok(()),
+                    () = tokio::time::sleep(wait) => {}
+                }
+                wait = (wait * 2).min(MAX_BACKOFF);
+                match spawn(&self.binary, &self.files) {
+                    Ok(child) => {
+                        self.metrics.server_restarts.inc();
+                        process = Process::Own(child);
+                        break;
+                    }
+                    Err(error) => tracing::error!(%error, "nats-server cannot be started"),
+                }
+            }
+        }
+    }
+
+    /// Waits until the process has ended, and takes steps meanwhile. Where this is cancelled in the middle of a
+    /// step, its rest is done by whoever starts the server again.
+    async fn until_ended(&mut self, process: &mut Process) -> String {
+        loop {
+            let step = tokio::select! {
+                end = until_ended(process) => return end,
+                Some(step) = self.steps.recv() => step,
+            };
+            let Some(pid) = process.pid() else { continue };
+            match step {
+                Step::Redial => {
+                    if let Err(error) = redial::redial(&self.files.config, &self.paused, pid).await {
+                        tracing::warn!(%error, "nats-server could not be told to dial the parent anew");
+                    }
+                }
+                Step::Restart => {
+                    terminate(process).await;
+                    return "it was stopped, since it does not connect to the parent".into();
+                }
             }
         }
     }
@@ -328,12 +380,16 @@ async fn until_ended(process: &mut Process) -> String {
 }
 
 async fn stop_process(mut process: Process) {
+    terminate(&mut process).await;
+}
+
+async fn terminate(process: &mut Process) {
     let Some(pid) = process.pid() else { return };
     let _ = kill(pid, Signal::SIGTERM);
-    if tokio::time::timeout(STOP_WITHIN, until_ended(&mut process)).await.is_err() {
+    if tokio::time::timeout(STOP_WITHIN, until_ended(process)).await.is_err() {
         tracing::warn!(pid = pid.as_raw(), "nats-server did not end when asked; killing it");
         let _ = kill(pid, Signal::SIGKILL);
-        until_ended(&mut process).await;
+        until_ended(process).await;
     }
 }
 

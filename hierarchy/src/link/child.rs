@@ -184,6 +184,14 @@ impl Child {
         self.cursors[lane]
     }
 
+    /// Bytes that may be under way, as the line is known; 0 without a session.
+    pub fn budget(&self) -> usize {
+        match &self.state {
+            State::Greeting { .. } => 0,
+            State::Open { pace, .. } => pace.budget(),
+        }
+    }
+
     /// The batch at this place, where it is the last one of the lane that was acknowledged to this
     /// machine. The store may have forgotten it since.
     pub fn settled_at(&self, lane: Lane, place: u64) -> Option<Digest> {

@@ -20,7 +20,7 @@ pub use exchange::{FromChild, ToChild, WorkFromChild, handoff};
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use hierarchy::{
     ByLane, Path,
-    link::{Origins, Parent},
+    link::{Origins, Parent, Tick},
     signing::{Signer, Verifier},
     subject,
 };
@@ -36,6 +36,7 @@ use super::{
 };
 use crate::{
     accounting::LossNotes,
+    clock::Monotonic,
     dead_letters::DeadLetters,
     lanes::{Fill, Guards, Tails},
     metrics::{ChildLabel, Metrics},
@@ -101,6 +102,8 @@ struct ChildState {
     /// How far the child says it has numbered.
     words: Words,
     version: Option<String>,
+    /// When the last piece of a batch came.
+    last_piece: Tick,
     storing: usize,
     stored: prometheus_client::metrics::counter::Counter,
     events: prometheus_client::metrics::counter::Counter,
@@ -120,6 +123,9 @@ pub struct Downlink {
     origins: Origins,
     /// Words for publishers below who wait until their events are durable here.
     answers: Vec<ToChild>,
+    /// Bytes of batches that have come in part, of all children.
+    begun_bytes: usize,
+    clock: Monotonic,
     kept: Checkpoint,
 }
 
@@ -136,6 +142,8 @@ impl Downlink {
             sent: ByLane::default(),
             next_ticket: 0,
             answers: Vec::new(),
+            begun_bytes: 0,
+            clock: Monotonic::new(),
             kept,
             parts,
         };
@@ -167,7 +175,10 @@ impl Downlink {
                 }
                 Some(done) = self.storing.next(), if !self.storing.is_empty() => touched.push(self.on_done(done)),
                 Some(order) = self.parts.orders.recv() => self.send(&order.child, &order.message, None).await,
-                _ = timer.tick() => self.checkpoint().await,
+                _ = timer.tick() => {
+                    self.checkpoint().await;
+                    self.forget_begun();
+                }
             }
             // One receipt covers all that is durable by now.
             while let Some(Some(done)) = self.storing.next().now_or_never() {
@@ -189,6 +200,7 @@ impl Downlink {
             parent,
             words: Words::default(),
             version: None,
+            last_piece: self.clock.now(),
             storing: 0,
             stored: self.parts.metrics.batches_stored.get_or_create_owned(&label),
             events: self.parts.metrics.events_stored.get_or_create_owned(&label),

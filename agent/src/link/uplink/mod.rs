@@ -9,11 +9,12 @@ use async_nats::{
     Client, HeaderMap, Message, Subscriber,
     jetstream::{self, kv},
 };
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use hierarchy::{
     ByLane, Digest, Identity, Lane, Path, Refusal,
     link::{
-        Child, ChildLimits, ChildMessage, ChildOutput, LaneHello, Parcel, ParentMessage,
+        Child, ChildLimits, ChildMessage, ChildOutput, LaneHello, Load, ParentMessage,
         message::RefusedParcel,
         resume::{self, Resume},
     },
@@ -213,8 +214,8 @@ impl Uplink {
                 let version = crate::VERSION.to_owned();
                 self.send(&ChildMessage::Hello { session, lanes, version }, &[]).await;
             }
-            ChildOutput::Send { session, lane, parcels, announce } => {
-                self.send_frame(session, lane, parcels, announce).await;
+            ChildOutput::Send { session, lane, load, announce } => {
+                self.send_load(session, lane, load, announce).await;
             }
             ChildOutput::Resume { lane, after, digest } => self.resume(lane, after, digest).await?,
             ChildOutput::Release { lane, up_to, refused, .. } => {
@@ -377,7 +378,7 @@ impl Uplink {
         }
     }
 
-    async fn send_frame(&mut self, session: u64, lane: Lane, parcels: Vec<Parcel>, announce: Vec<Digest>) {
+    async fn send_load(&mut self, session: u64, lane: Lane, load: Load, announce: Vec<Digest>) {
         let mut known = Vec::with_capacity(announce.len());
         for kid in announce {
             if kid == self.parts.signer.kid() {
@@ -391,19 +392,19 @@ impl Uplink {
                 Err(error) => tracing::warn!(%error, "a binding could not be read"),
             }
         }
-        let mut frame = ChildOutput::frame(session, lane, &parcels, self.readers[lane].end());
-        if let ChildMessage::Frame { bindings, .. } = &mut frame {
+        let (mut message, bodies) = load.message(session, lane, self.readers[lane].end());
+        if let ChildMessage::Frame { bindings, .. } | ChildMessage::Piece { bindings, .. } = &mut message {
             *bindings = known;
         }
-        self.send(&frame, &parcels).await;
+        self.send(&message, &bodies).await;
     }
 
-    async fn send(&mut self, message: &ChildMessage, parcels: &[Parcel]) {
+    async fn send(&mut self, message: &ChildMessage, bodies: &[Bytes]) {
         if self.is_cut() {
             return;
         }
         let subject = subject::link_up(&self.parts.path);
-        let bytes = wire::seal(&self.parts.signer, &subject, message, parcels, clock::wall());
+        let bytes = wire::seal(&self.parts.signer, &subject, message, bodies, clock::wall());
         self.parts.metrics.frames_sent.inc();
         self.parts.metrics.frame_bytes_sent.inc_by(bytes.len() as u64);
         let sent = if matches!(message, ChildMessage::Hello { .. }) {
@@ -440,6 +441,7 @@ impl Uplink {
             LaneState { cursor, lag: self.readers[lane].end().saturating_sub(done) }
         });
         self.parts.metrics.uplink_open.set(open.into());
+        self.parts.metrics.uplink_window.set(self.machine.budget() as i64);
         for (lane, state) in lanes.iter() {
             let label = LaneLabel { lane: lane.as_str() };
             self.parts.metrics.uplink_lag.get_or_create(&label).set(state.lag as i64);

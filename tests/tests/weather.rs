@@ -5,11 +5,12 @@
 use std::time::{Duration, Instant};
 
 use hierarchy::Lane;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tests::{
     Mesh, Observer, Publisher, burst, eventually,
     eventually::{LOOK_EVERY, when},
-    path,
+    path, processes, program,
     random::Random,
     scrape,
     weather::{Proxy, Weather},
@@ -228,4 +229,126 @@ async fn where_the_first_address_of_a_parent_is_dead_the_next_serves_and_after_i
     let ledger = publisher.stop().await;
     let node = path(NODE);
     observer.expect_all([(&node, &ledger)], ARRIVED_WITHIN).await;
+}
+
+/// Steps that the watchdog of this agent has taken.
+async fn steps(mesh: &Mesh, at: &str) -> [u64; 2] {
+    let numbers = mesh.numbers(at).await;
+    ["redial", "restart"].map(|step| numbers.value(&format!("lucent_link_heals_total{{reason=\"{step}\"}}")) as u64)
+}
+
+/// As in an agent's configuration, but impatient.
+fn impatient(path: &hierarchy::Path, config: &mut String) {
+    if path.to_string() == CLUSTER {
+        config.push_str("\n[link]\nstuck_after = \"3s\"\n");
+    }
+}
+
+/// The defect itself cannot be called up. What is tested: a real server that runs, does not dial its parent and
+/// does not try to, since it was told not to behind the agent's back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_does_not_dial_its_parent_any_more_is_made_to_and_nothing_is_lost() {
+    let mesh = Mesh::start_with(&TREE, impatient).await;
+    let observer = Observer::start(&mesh).await;
+    let publisher = Publisher::start(&mesh, NODE, 100).await;
+    eventually!(ARRIVED_WITHIN, when(observer.seen().numbers(NODE).len() > 100, "few"));
+    assert_eq!(steps(&mesh, CLUSTER).await, [0, 0]);
+
+    let config = mesh.agent(&path(CLUSTER)).state.join("nats/nats-server.conf");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let without = text.replace("account: \"UP\"", "account: \"UP\"\n      disabled: true");
+    assert_ne!(text, without);
+    std::fs::write(&config, without).unwrap();
+    let pid = mesh.server_pid(&path(CLUSTER)).unwrap();
+    processes::signal(pid, Signal::SIGHUP);
+    eventually!(ARRIVED_WITHIN, {
+        let leaves = leaves(&mesh, CLUSTER, "UP").await;
+        when(leaves.is_empty(), leaves)
+    });
+    let cut = Instant::now();
+    std::fs::write(&config, text).unwrap();
+
+    let stuck = eventually!(ARRIVED_WITHIN, {
+        let status = mesh.status(&path(CLUSTER)).await.unwrap();
+        status.link_stuck.clone().ok_or(format!("{status:?}"))
+    });
+    println!("after {:.1?}: {stuck:?}", cut.elapsed());
+    assert!(stuck.reason.contains("makes no connection"), "{stuck:?}");
+    eventually!(ARRIVED_WITHIN, {
+        let arrived = observer.seen().numbers(NODE).len();
+        let waits = publisher.acked() - arrived;
+        when(waits < 100, waits)
+    });
+    println!("healed {:.1?} after the connection was gone", cut.elapsed());
+    assert_eq!(steps(&mesh, CLUSTER).await, [1, 0]);
+    assert_eq!(mesh.server_pid(&path(CLUSTER)), Some(pid), "the server was not restarted");
+    let ledger = publisher.stop().await;
+    let node = path(NODE);
+    observer.expect_all([(&node, &ledger)], ARRIVED_WITHIN).await;
+    let stuck = mesh.status(&path(CLUSTER)).await.unwrap().link_stuck;
+    assert_eq!(stuck, None);
+}
+
+/// As above, with a server on which a reload has no effect: started from a copy of its configuration that does
+/// not name the parent, the first time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_a_reload_does_not_help_is_restarted() {
+    let began = Instant::now();
+    let dir = tempfile::tempdir().unwrap();
+    let wrapper = dir.path().join("stuck-nats-server");
+    let (real, home) = (program::nats_server(), dir.path().display());
+    let script = format!(
+        "#!/bin/sh\nif [ \"$1\" = --config ] && mkdir {home}/started 2>/dev/null; then\n\
+         sed 's/account: \"UP\"/&\\n disabled: true/' \"$2\" > {home}/copy.conf\n\
+         shift 2\nexec {real} --config {home}/copy.conf \"$@\"\nfi\nexec {real} \"$@\"\n",
+        real = real.display()
+    );
+    std::fs::write(&wrapper, script).unwrap();
+    std::fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    // The mesh is up once all are linked: it waits for the cure.
+    let mesh = Mesh::start_with(&TREE, |path, config| {
+        impatient(path, config);
+        if path.to_string() == CLUSTER {
+            *config = config.replace(&format!("{real:?}"), &format!("{wrapper:?}"));
+        }
+    })
+    .await;
+    println!("linked {:.1?} after the start", began.elapsed());
+    assert_eq!(steps(&mesh, CLUSTER).await, [1, 1]);
+    let restarts = mesh.numbers(CLUSTER).await.value("lucent_server_restarts_total");
+    assert_eq!(restarts, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_restarted_for_a_parent_that_is_away_and_little_for_one_that_only_greets() {
+    let mut random = Random::seeded();
+    let mut proxy = None;
+    let mesh = Mesh::start_with(&TREE, |path, config| {
+        impatient(path, config);
+        if path.to_string() == CLUSTER {
+            proxy = Some(Proxy::in_config(config, Random::of(random.number())));
+        }
+    })
+    .await;
+    let proxy = proxy.unwrap();
+    for away in [Weather::Cut, Weather::Silent { up: true, down: true }] {
+        proxy.set(away);
+        // Many times as long as the watchdog is patient with a parent that greets.
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        assert_eq!(steps(&mesh, CLUSTER).await, [0, 0], "{away:?}");
+    }
+    proxy.set(Weather::Mute);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    // At 3 s, no sooner than 6 s later, than 12 s, than 24 s.
+    let [redials, restarts] = steps(&mesh, CLUSTER).await;
+    println!("in 30 s of greetings alone: {redials} redials, {restarts} restarts");
+    assert_eq!(redials, 1);
+    assert!((1..=2).contains(&restarts), "{restarts} restarts");
+    let fair = Instant::now();
+    proxy.set(Weather::Fair);
+    eventually!(ARRIVED_WITHIN, {
+        let open = mesh.status(&path(CLUSTER)).await.and_then(|status| Some(status.parent?.open));
+        when(open == Some(true), open)
+    });
+    println!("open {:.1?} after the line was fair", fair.elapsed());
 }

@@ -169,9 +169,9 @@ impl Child {
     }
 
     /// Whether something of the lane could be sent at once.
-    pub fn is_ready(&self, lane: Lane) -> bool {
+    pub fn is_ready(&self, lane: Lane, now: Tick) -> bool {
         let State::Open { lanes, pace, .. } = &self.state else { return false };
-        lanes[lane].may_send(&self.limits, under_way(lanes), allowance(pace, lane))
+        lanes[lane].may_send(pace, under_way(lanes), allowance(pace, lane), now)
     }
 
     /// Whether nothing of the lane is under way or waiting to be.
@@ -274,7 +274,13 @@ impl Child {
         match &self.state {
             State::Greeting { next, .. } => Some(*next),
             State::Open { lanes, pace, .. } => {
-                lanes.iter().filter_map(|(_, flow)| flow.due(pace)).min()
+                let due = lanes.iter().filter_map(|(_, flow)| flow.due(pace));
+                let under_way = under_way(lanes);
+                let paused = lanes.iter().filter_map(|(lane, flow)| {
+                    let until = flow.paused_until(pace)?;
+                    flow.may_send(pace, under_way, allowance(pace, lane), until).then_some(until)
+                });
+                due.chain(paused).min()
             }
         }
     }
@@ -303,7 +309,11 @@ impl Child {
                 pace.look(now);
                 let under_way = under_way(lanes);
                 for (lane, flow) in lanes.iter_mut() {
-                    if flow.may_send(&self.limits, under_way, allowance(pace, lane))
+                    if let Some(load) = flow.next_probe() {
+                        let announce = unknown(load.completes(), known);
+                        return Some(ChildOutput::Send { session, lane, load, announce });
+                    }
+                    if flow.may_send(pace, under_way, allowance(pace, lane), now)
                         && let Some(load) = flow.next_load(&self.limits, pace, under_way, now)
                     {
                         let announce = unknown(load.completes(), known);

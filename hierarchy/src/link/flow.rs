@@ -6,6 +6,9 @@ use bytes::Bytes;
 
 use super::{ChildLimits, Parcel, Tick, message::Begun, pace::Pace};
 
+/// So many frames are sent at once, full or not.
+const SMALL_AT_ONCE: usize = 2;
+
 /// What is sent in one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Load {
@@ -52,6 +55,20 @@ pub(super) struct Flow {
     repeated: u64,
     /// When the parent last got ahead, or was asked again.
     heard: Tick,
+    probe: Probe,
+}
+
+/// On a line that keeps the order, what is late is mostly not lost: so the oldest alone is sent again first.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Probe {
+    #[default]
+    None,
+    /// The oldest is to be sent again.
+    Due,
+    /// It was. If it arrives and nothing of what was sent behind it, then that is lost.
+    Sent,
+    /// It arrived.
+    Arrived,
 }
 
 impl Flow {
@@ -78,11 +95,23 @@ impl Flow {
     }
 
     /// Whether something may be sent while so much is under way in all lanes, of what the lane may have.
-    pub(super) fn may_send(&self, limits: &ChildLimits, under_way: usize, budget: usize) -> bool {
+    pub(super) fn may_send(&self, pace: &Pace, under_way: usize, budget: usize, now: Tick) -> bool {
         let own = self.under_way();
         let credit_left = own == 0 || (own as u64) < self.credit;
         let room = under_way == 0 || under_way < budget;
-        !self.queue.is_empty() && self.flights.len() < limits.frames && credit_left && room
+        let slot = !self.queue.is_empty() && self.flights.len() < pace.limits().frames;
+        slot && credit_left && room && self.paused_until(pace).is_none_or(|until| now >= until)
+    }
+
+    /// Until when what waits is to wait for more.
+    pub(super) fn paused_until(&self, pace: &Pace) -> Option<Tick> {
+        let newest = self.flights.back()?;
+        let waits = self.offset == 0 && self.flights.len() >= SMALL_AT_ONCE;
+        let full = || {
+            self.queue.len() >= pace.limits().frame_parcels
+                || self.queue.iter().map(|p| p.bytes.len()).sum::<usize>() >= pace.frame_bytes()
+        };
+        (waits && !self.queue.is_empty() && !full()).then(|| newest.sent + pace.pause())
     }
 
     /// When something will have waited too long for its receipt.
@@ -94,12 +123,15 @@ impl Flow {
     /// Longer from time to time, but not so that a line that was down for a moment is left idle.
     fn patience(&self, pace: &Pace) -> Duration {
         let patience = pace.patience();
+        if self.probe == Probe::Arrived {
+            return pace.behind();
+        }
         (patience * 2u32.pow(self.repeats)).min(patience.max(ChildLimits::MAX_BACKOFF))
     }
 
-    /// Takes back what has waited too long for its receipt, to be sent again: what is lost is mostly lost
-    /// together, when a connection breaks. Unless the parent has been silent for so long that the session is
-    /// to be given up.
+    /// Where something has waited too long for its receipt: the oldest is sent again, then all of it. What is
+    /// lost is mostly lost together, when a connection breaks. Unless the parent has been silent for so long
+    /// that the session is to be given up.
     pub(super) fn repeat_overdue(&mut self, pace: &mut Pace, now: Tick) -> Result<(), Silent> {
         if self.due(pace).is_none_or(|due| now < due) {
             return Ok(());
@@ -107,8 +139,16 @@ impl Flow {
         if self.repeats >= ChildLimits::REPEATS {
             return Err(Silent);
         }
-        self.repeats += 1;
         self.heard = now;
+        if self.probe == Probe::Arrived {
+            self.take_back();
+            return Ok(());
+        }
+        self.repeats += 1;
+        if self.probe == Probe::None && self.flights.len() > 1 {
+            self.probe = Probe::Due;
+            return Ok(());
+        }
         if self.credit > 0 {
             pace.overdue(now);
         }
@@ -116,7 +156,19 @@ impl Flow {
         Ok(())
     }
 
+    /// The oldest, where it is to be sent again.
+    pub(super) fn next_probe(&mut self) -> Option<Load> {
+        if self.probe != Probe::Due {
+            return None;
+        }
+        self.probe = Probe::Sent;
+        let oldest = self.flights.front_mut()?;
+        oldest.first = false;
+        Some(oldest.load.clone())
+    }
+
     fn take_back(&mut self) {
+        self.probe = Probe::None;
         let mut parcels: Vec<Parcel> = Vec::new();
         for flight in self.flights.drain(..) {
             match flight.load {
@@ -226,6 +278,10 @@ impl Flow {
         if progress || !settled.is_empty() {
             self.heard = now;
             self.repeats = 0;
+            self.probe = match self.probe {
+                Probe::Sent | Probe::Arrived if !self.flights.is_empty() => Probe::Arrived,
+                _ => Probe::None,
+            };
         }
         settled
     }

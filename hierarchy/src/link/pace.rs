@@ -11,8 +11,11 @@ use super::{ChildLimits, Tick};
 
 /// Answers that take so many times [`ChildLimits::quick`] are slow.
 const SLOW: u32 = 2;
-/// A measure that was not needed for so many times [`ChildLimits::quick`] is void: the line may be another by now.
-const VOID: u32 = 10;
+/// A measure that was not needed for so many times [`ChildLimits::quick`] is reduced to twice what was: for more
+/// there is no proof by now.
+const UNPROVEN: u32 = 10;
+/// A pause shorter than this is none: timers are not so exact, and answers come before it is over.
+const LEAST_PAUSE: Duration = Duration::from_millis(5);
 /// The longest wait for an answer, before it is doubled.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -25,13 +28,18 @@ pub(super) struct Pace {
     answers: Option<(Duration, Duration)>,
     /// What was sent before says nothing about a measure that was reduced since.
     reduced: Tick,
-    /// When the measure was last the limit.
+    /// When the measure was last the limit, and the most that was under way since.
     needed: Tick,
+    peak: usize,
 }
 
 impl Pace {
     pub(super) fn new(limits: ChildLimits, now: Tick) -> Pace {
-        Pace { limits, budget: limits.least, answers: None, reduced: now, needed: now }
+        Pace { limits, budget: limits.least, answers: None, reduced: now, needed: now, peak: 0 }
+    }
+
+    pub(super) fn limits(&self) -> &ChildLimits {
+        &self.limits
     }
 
     /// Bytes that may be under way.
@@ -54,20 +62,34 @@ impl Pace {
         usual.clamp(self.limits.retry, PATIENCE.max(self.limits.retry))
     }
 
+    /// How long to wait for the answer to something, once what was sent before it is answered.
+    pub(super) fn behind(&self) -> Duration {
+        self.answers.map_or(self.limits.retry, |(usual, _)| usual).clamp(self.limits.retry / 4, PATIENCE)
+    }
+
     /// Something is about to be sent, after which so much is under way. Whether that is up to the limit.
     pub(super) fn sending(&mut self, under_way: usize, now: Tick) -> bool {
         let full = under_way * 2 >= self.budget;
         if full {
-            self.needed = now;
+            (self.needed, self.peak) = (now, 0);
         }
+        self.peak = self.peak.max(under_way);
         full
     }
 
-    /// Voids a measure that has not been needed for long.
+    /// Reduces a measure that has not been needed for long.
     pub(super) fn look(&mut self, now: Tick) {
-        if now > self.needed + self.limits.quick * VOID {
-            (self.budget, self.needed) = (self.limits.least, now);
+        if now > self.needed + self.limits.quick * UNPROVEN {
+            self.budget = self.budget.min(self.peak * 2).max(self.limits.least);
+            (self.needed, self.peak) = (now, 0);
         }
+    }
+
+    /// The pause between two frames of a lane that are not full: so that they do not use up all that may be
+    /// under way at once, and what comes meanwhile goes in one.
+    pub(super) fn pause(&self) -> Duration {
+        let pause = self.answers.map_or(Duration::ZERO, |(usual, _)| usual / self.limits.frames.max(1) as u32);
+        if pause < LEAST_PAUSE { Duration::ZERO } else { pause }
     }
 
     /// What was sent then, once, was answered; `full` as [`Pace::sending`] said.
@@ -142,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn small_frames_now_and_then_prove_nothing_about_the_line_and_a_measure_of_long_ago_is_void() {
+    fn small_frames_now_and_then_prove_nothing_about_the_line_and_a_measure_of_long_ago_shrinks() {
         let mut pace = Pace::new(LIMITS, Tick::ZERO);
         for second in 1..100 {
             let full = pace.sending(500, Tick::from_secs(second));
@@ -150,9 +172,16 @@ mod tests {
         }
         assert_eq!(pace.budget(), LIMITS.least);
         let (mut pace, _) = settles_at(100e6, Duration::from_millis(1));
+        let filled = pace.budget();
         pace.look(Tick::from_secs(3));
-        assert!(pace.budget() > LIMITS.least);
+        assert_eq!(pace.budget(), filled);
+        pace.sending(100_000, Tick::from_secs(3));
         pace.look(Tick::from_secs(60));
+        assert_eq!(pace.budget(), filled, "it was needed until then");
+        pace.sending(100_000, Tick::from_secs(61));
+        pace.look(Tick::from_secs(71));
+        assert_eq!(pace.budget(), 200_000);
+        pace.look(Tick::from_secs(82));
         assert_eq!(pace.budget(), LIMITS.least);
     }
 

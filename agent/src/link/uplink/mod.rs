@@ -274,11 +274,12 @@ impl Uplink {
         if let Some(stored) = first {
             self.on_stored(lane, stored);
         }
+        let now = self.clock.now();
         for _ in 1..AT_ONCE {
-            if !self.machine.wants_more(lane) || self.machine.is_ready(lane) {
+            if !self.machine.wants_more(lane) || self.machine.is_ready(lane, now) {
                 return;
             }
-            let Some(stored) = self.readers[lane].next_at_hand(self.clock.now()) else { return };
+            let Some(stored) = self.readers[lane].next_at_hand(now) else { return };
             self.on_stored(lane, stored);
         }
     }

@@ -62,8 +62,11 @@ async fn ready(facts: Known) -> impl IntoResponse {
     let connected = facts.mesh.connection_state() == State::Connected;
     let uplink = facts.uplink.as_ref().map(|uplink| uplink.borrow().open);
     let code = if connected { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(json!({ "ready": connected, "natsServer": connected, "parentLink": uplink,
-        "linkStuck": *facts.stuck.borrow() })))
+    (
+        code,
+        Json(json!({ "ready": connected, "natsServer": connected, "parentLink": uplink,
+        "linkStuck": *facts.stuck.borrow() })),
+    )
 }
 
 async fn metrics(facts: Known) -> impl IntoResponse {

@@ -109,9 +109,7 @@ impl Feature {
                 ServerVersion::new(2, 11, 0)
             }
             Feature::IsolateLeafInterest => ServerVersion::new(2, 12, 0),
-            Feature::IgnoreDiscoveredServers
-            | Feature::PausedRemotes
-            | Feature::LeafPermissionsEnforced => {
+            Feature::IgnoreDiscoveredServers | Feature::PausedRemotes | Feature::LeafPermissionsEnforced => {
                 ServerVersion::new(2, 14, 0)
             }
             Feature::CertificateUsersProtected => ServerVersion::new(2, 14, 4),

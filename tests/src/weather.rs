@@ -94,7 +94,8 @@ impl Proxy {
 
     /// Stands before the parent that is named in this configuration of an agent, and names itself there.
     pub fn in_config(config: &mut String, random: Random) -> Proxy {
-        let (head, addresses) = config.split_once("[parent]\naddresses = [\"").expect("the agent has a parent");
+        let (head, addresses) =
+            config.split_once("[parent]\naddresses = [\"").expect("the agent has a parent");
         let (parent, rest) = addresses.split_once('"').expect("the address is a text");
         let proxy = Proxy::before(parent.parse().expect("tests name parents by address"), random);
         *config = format!("{head}[parent]\naddresses = [\"{}\"{rest}", proxy.address);
@@ -354,7 +355,8 @@ mod tests {
         let sent = vec![7; bytes];
         let mut got = vec![0; bytes];
         let (written, read) = tokio::join!(child.write_all(&sent), parent.read_exact(&mut got));
-        (written.expect("it is taken"), read.expect("it arrives"));
+        written.expect("it is taken");
+        read.expect("it arrives");
         began.elapsed()
     }
 

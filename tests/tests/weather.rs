@@ -49,12 +49,12 @@ async fn a_burst_drains_over_50_kbit_a_second_without_the_link_breaking_and_aler
     let node = path(NODE);
     let client = mesh.client(NODE).await;
     // Small ones, and one that is 20 s of the line's time by itself.
-    burst::publish(&client, &node, Lane::Bulk, 1..=500, 250).await;
-    burst::publish(&client, &node, Lane::Bulk, 501..=501, 120_000).await;
+    burst::publish(&client, &node, Lane::Bulk, 1..=200, 250).await;
+    burst::publish(&client, &node, Lane::Bulk, 201..=201, 120_000).await;
     let published = Instant::now();
     // Meanwhile alerts: how long each takes from the node's store to global's.
     let mut slowest = Duration::ZERO;
-    for alert in 1..=6 {
+    for alert in 1..=5 {
         tokio::time::sleep(Duration::from_secs(5)).await;
         let asked = Instant::now();
         burst::publish(&client, &node, Lane::Critical, alert..=alert, 10).await;
@@ -64,11 +64,11 @@ async fn a_burst_drains_over_50_kbit_a_second_without_the_link_breaking_and_aler
         });
         slowest = slowest.max(asked.elapsed());
         let bulk = burst::arrived(&observer.seen(), NODE, Lane::Bulk).len();
-        println!("alert {alert} took {:.1?}; {bulk} of 501 have arrived", asked.elapsed());
+        println!("alert {alert} took {:.1?}; {bulk} of 201 have arrived", asked.elapsed());
     }
     eventually!(Duration::from_secs(240), {
         let arrived = burst::arrived(&observer.seen(), NODE, Lane::Bulk).len();
-        when(arrived >= 501, arrived)
+        when(arrived >= 201, arrived)
     });
     let (up, down) = proxy.bytes();
     println!(
@@ -83,7 +83,7 @@ async fn a_burst_drains_over_50_kbit_a_second_without_the_link_breaking_and_aler
     assert_eq!(proxy.connections(), connections, "the link was made anew");
     let ledger = publisher.stop().await;
     observer.expect_all([(&node, &ledger)], ARRIVED_WITHIN).await;
-    let numbers: Vec<u64> = (1..=501).collect();
+    let numbers: Vec<u64> = (1..=201).collect();
     assert_eq!(burst::arrived(&observer.seen(), NODE, Lane::Bulk), numbers);
 }
 
@@ -101,9 +101,6 @@ async fn over_600_ms_and_2_percent_loss_500_events_a_second_arrive_over_one_conn
     while began.elapsed() < Duration::from_secs(30) {
         tokio::time::sleep(Duration::from_secs(1)).await;
         behind.push(publisher.acked() - observer.seen().numbers(NODE).len());
-        let numbers = mesh.numbers(CLUSTER).await;
-        println!("window {} frames {} bytes {} lag {} behind {} conns {}", numbers.value("lucent_uplink_window_bytes"), numbers.value("lucent_frames_sent_total"), numbers.value("lucent_frames_sent_bytes_total"),
-        numbers.value("lucent_uplink_lag{lane=\"normal\"}"), behind.last().unwrap(), proxy.connections());
     }
     let ledger = publisher.stop().await;
     let (stopped, node) = (Instant::now(), path(NODE));
@@ -116,9 +113,11 @@ async fn over_600_ms_and_2_percent_loss_500_events_a_second_arrive_over_one_conn
         down - before.1,
         stopped.elapsed()
     );
-    assert!(ledger.acked.len() > 500 * 25, "{} events", ledger.acked.len());
-    // Not more and more: what is behind is on its way.
-    assert!(behind[10..].iter().all(|behind| *behind < 500 * 6), "{behind:?}");
+    assert!(ledger.acked.len() > 500 * 20, "{} events", ledger.acked.len());
+    // Not more and more, once what such a line carries has been found out.
+    let most = |seconds: &[usize]| seconds.iter().copied().max().unwrap_or_default();
+    assert!(most(&behind[20..]) < most(&behind[10..20]) * 3 / 2, "{behind:?}");
+    assert!(stopped.elapsed() < Duration::from_secs(20), "the last after {:?}", stopped.elapsed());
     assert_eq!(proxy.connections(), connections, "the link was made anew");
 }
 
@@ -139,9 +138,8 @@ async fn a_line_that_passes_nothing_one_way_or_both_is_noticed_on_both_sides_and
     let observer = Observer::start(&mesh).await;
     let publisher = Publisher::start(&mesh, NODE, 100).await;
     for (up, down) in [(true, true), (true, false), (false, true)] {
-        let linked = async || {
-            (leaves(&mesh, CLUSTER, "UP").await.len(), leaves(&mesh, "s1", "DOWN").await.len())
-        };
+        let linked =
+            async || (leaves(&mesh, CLUSTER, "UP").await.len(), leaves(&mesh, "s1", "DOWN").await.len());
         eventually!(ARRIVED_WITHIN, {
             let linked = linked().await;
             when(linked == (1, 1), linked)
@@ -163,7 +161,9 @@ async fn a_line_that_passes_nothing_one_way_or_both_is_noticed_on_both_sides_and
             tokio::time::sleep(LOOK_EVERY).await;
         }
         let (child, parent) = (child.unwrap(), parent.unwrap());
-        println!("silent up {up}, down {down}: the child noticed after {child:.1?}, the parent after {parent:.1?}");
+        println!(
+            "silent up {up}, down {down}: the child noticed after {child:.1?}, the parent after {parent:.1?}"
+        );
         assert!(child.max(parent) < NOTICED_WITHIN + Duration::from_millis(500), "{child:?}, {parent:?}");
         // The session is given up, too.
         eventually!(Duration::from_secs(20), {
@@ -234,7 +234,8 @@ async fn where_the_first_address_of_a_parent_is_dead_the_next_serves_and_after_i
 /// Steps that the watchdog of this agent has taken.
 async fn steps(mesh: &Mesh, at: &str) -> [u64; 2] {
     let numbers = mesh.numbers(at).await;
-    ["redial", "restart"].map(|step| numbers.value(&format!("lucent_link_heals_total{{reason=\"{step}\"}}")) as u64)
+    ["redial", "restart"]
+        .map(|step| numbers.value(&format!("lucent_link_heals_total{{reason=\"{step}\"}}")) as u64)
 }
 
 /// As in an agent's configuration, but impatient.
@@ -295,21 +296,28 @@ async fn a_server_that_does_not_dial_its_parent_any_more_is_made_to_and_nothing_
 async fn a_server_that_a_reload_does_not_help_is_restarted() {
     let began = Instant::now();
     let dir = tempfile::tempdir().unwrap();
-    let wrapper = dir.path().join("stuck-nats-server");
-    let (real, home) = (program::nats_server(), dir.path().display());
-    let script = format!(
+    let (real, agent, home) = (program::nats_server(), program::agent(), dir.path().display());
+    let script = |name: &str, text: String| {
+        let file = dir.path().join(name);
+        std::fs::write(&file, text).unwrap();
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        file
+    };
+    let stuck = format!(
         "#!/bin/sh\nif [ \"$1\" = --config ] && mkdir {home}/started 2>/dev/null; then\n\
          sed 's/account: \"UP\"/&\\n disabled: true/' \"$2\" > {home}/copy.conf\n\
          shift 2\nexec {real} --config {home}/copy.conf \"$@\"\nfi\nexec {real} \"$@\"\n",
         real = real.display()
     );
-    std::fs::write(&wrapper, script).unwrap();
-    std::fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let stuck = script("stuck-nats-server", stuck);
+    // The variable would go before the file.
+    let agent = format!("#!/bin/sh\nunset LUCENT_NATS_SERVER\nexec {} \"$@\"\n", agent.display());
+    let agent = script("agent", agent);
     // The mesh is up once all are linked: it waits for the cure.
-    let mesh = Mesh::start_with(&TREE, |path, config| {
+    let mesh = Mesh::start_program(agent, &TREE, |path, config| {
         impatient(path, config);
         if path.to_string() == CLUSTER {
-            *config = config.replace(&format!("{real:?}"), &format!("{wrapper:?}"));
+            *config = config.replace(&format!("{real:?}"), &format!("{stuck:?}"));
         }
     })
     .await;

@@ -29,7 +29,9 @@ impl Aside {
         let (kept, paused) = (config.with_extension("kept"), config.with_extension("paused"));
         write_private(&paused, instead)?;
         let aside = Aside { config: config.to_owned(), kept };
-        fs::rename(config, &aside.kept).and_then(|()| fs::rename(&paused, config)).map_err(unwritable(config))?;
+        fs::rename(config, &aside.kept)
+            .and_then(|()| fs::rename(&paused, config))
+            .map_err(unwritable(config))?;
         Ok(aside)
     }
 }

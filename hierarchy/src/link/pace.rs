@@ -88,7 +88,8 @@ impl Pace {
     /// The pause between two frames of a lane that are not full: so that they do not use up all that may be
     /// under way at once, and what comes meanwhile goes in one.
     pub(super) fn pause(&self) -> Duration {
-        let pause = self.answers.map_or(Duration::ZERO, |(usual, _)| usual / self.limits.frames.max(1) as u32);
+        let pause =
+            self.answers.map_or(Duration::ZERO, |(usual, _)| usual / self.limits.frames.max(1) as u32);
         if pause < LEAST_PAUSE { Duration::ZERO } else { pause }
     }
 

@@ -5,8 +5,8 @@ mod rule;
 
 use std::{net::SocketAddr, time::Duration};
 
-use rule::{Rule, Sight};
 pub use rule::Step;
+use rule::{Rule, Sight};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::AsyncReadExt as _,

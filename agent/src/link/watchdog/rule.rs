@@ -132,7 +132,11 @@ mod tests {
     const STUCK: Sight = Sight::Greets { leaf: false };
 
     /// The steps of these seconds, each with its second.
-    fn steps(rule: &mut Rule, seconds: std::ops::Range<u64>, sight: impl Fn(u64) -> Sight) -> Vec<(u64, Step)> {
+    fn steps(
+        rule: &mut Rule,
+        seconds: std::ops::Range<u64>,
+        sight: impl Fn(u64) -> Sight,
+    ) -> Vec<(u64, Step)> {
         let look = |second| rule.look(sight(second), Tick::from_secs(second), second * 77);
         let mut look = look;
         seconds.filter_map(|second| look(second).map(|step| (second, step))).collect()

@@ -242,3 +242,24 @@ fn over_600_ms_with_lost_packets_200_small_batches_a_second_are_sent() {
     assert!(made - arrived < 400, "{arrived} of {made}");
     assert!(world.up.sent < made * 1_300 * 3 / 2, "{} bytes", world.up.sent);
 }
+
+#[test]
+fn what_was_under_way_when_a_connection_broke_is_sent_again_within_seconds_and_only_that() {
+    let mut world = World::new(1e6, Duration::from_millis(20), 0);
+    for _ in 0..400 {
+        world.publish(Lane::Normal, 5_000);
+    }
+    while world.arrived[Lane::Normal].len() < 200 {
+        world.step();
+    }
+    let (lost, broke) = (world.up.on_the_way.len(), world.now);
+    world.up.on_the_way.clear();
+    while !world.has_all() {
+        world.step();
+        assert!(world.now < broke + Duration::from_secs(6), "{} of 400", world.arrived[Lane::Normal].len());
+    }
+    println!("{lost} messages were lost; all were there {:?} later", world.now - broke);
+    assert!(lost > 0);
+    assert_eq!(world.greetings, 1);
+    assert!(world.up.sent < 400 * 5_000 * 7 / 4, "{} bytes", world.up.sent);
+}

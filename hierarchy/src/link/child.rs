@@ -309,7 +309,7 @@ impl Child {
                 pace.look(now);
                 let under_way = under_way(lanes);
                 for (lane, flow) in lanes.iter_mut() {
-                    if let Some(load) = flow.next_probe() {
+                    if let Some(load) = flow.next_probe(now) {
                         let announce = unknown(load.completes(), known);
                         return Some(ChildOutput::Send { session, lane, load, announce });
                     }

@@ -65,10 +65,10 @@ enum Probe {
     None,
     /// The oldest is to be sent again.
     Due,
-    /// It was. If it arrives and nothing of what was sent behind it, then that is lost.
-    Sent,
+    /// It was, then. If it arrives and nothing of what was sent before that, then the rest is lost.
+    Sent(Tick),
     /// It arrived.
-    Arrived,
+    Arrived(Tick),
 }
 
 impl Flow {
@@ -123,7 +123,7 @@ impl Flow {
     /// Longer from time to time, but not so that a line that was down for a moment is left idle.
     fn patience(&self, pace: &Pace) -> Duration {
         let patience = pace.patience();
-        if self.probe == Probe::Arrived {
+        if let Probe::Arrived(_) = self.probe {
             return pace.behind();
         }
         (patience * 2u32.pow(self.repeats)).min(patience.max(ChildLimits::MAX_BACKOFF))
@@ -140,7 +140,7 @@ impl Flow {
             return Err(Silent);
         }
         self.heard = now;
-        if self.probe == Probe::Arrived {
+        if let Probe::Arrived(_) = self.probe {
             self.take_back();
             return Ok(());
         }
@@ -157,11 +157,11 @@ impl Flow {
     }
 
     /// The oldest, where it is to be sent again.
-    pub(super) fn next_probe(&mut self) -> Option<Load> {
+    pub(super) fn next_probe(&mut self, now: Tick) -> Option<Load> {
         if self.probe != Probe::Due {
             return None;
         }
-        self.probe = Probe::Sent;
+        self.probe = Probe::Sent(now);
         let oldest = self.flights.front_mut()?;
         oldest.first = false;
         Some(oldest.load.clone())
@@ -279,7 +279,11 @@ impl Flow {
             self.heard = now;
             self.repeats = 0;
             self.probe = match self.probe {
-                Probe::Sent | Probe::Arrived if !self.flights.is_empty() => Probe::Arrived,
+                Probe::Sent(at) | Probe::Arrived(at)
+                    if self.flights.front().is_some_and(|oldest| oldest.sent <= at) =>
+                {
+                    Probe::Arrived(at)
+                }
                 _ => Probe::None,
             };
         }

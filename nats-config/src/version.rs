@@ -239,14 +239,14 @@ mod tests {
     #[test]
     fn what_a_server_lacks_is_said_in_plain_words() {
         assert!(version("2.14.5").lacks().is_empty());
-        assert_eq!(version("2.12.14").lacks(), [Feature::IgnoreDiscoveredServers]);
+        assert_eq!(version("2.12.14").lacks(), [Feature::IgnoreDiscoveredServers, Feature::PausedRemotes]);
         let words =
             |v: &str| version(v).lacks().iter().map(Feature::to_string).collect::<Vec<_>>().join(", ");
         assert_eq!(words("2.9.10").split(", ").next(), Some("leaf compression (2.10)"));
         assert_eq!(version("2.9.10").lacks().len(), Feature::ALL.len());
         assert_eq!(
             words("2.12.8"),
-            "dialling only the addresses it was given (2.14), protection of certificate users from plaintext clients (2.12.14 or 2.14.4)"
+            "dialling only the addresses it was given (2.14), dialling the parent anew without a restart (2.14), protection of certificate users from plaintext clients (2.12.14 or 2.14.4)"
         );
         assert!(version("2.10.29").lacks().contains(&Feature::HandshakeFirst));
     }

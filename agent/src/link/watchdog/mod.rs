@@ -73,7 +73,10 @@ pub async fn run(parts: WatchdogParts, cancel: CancellationToken) -> Result<(), 
     // Each look at a closed link is a connection to each of the parent's addresses.
     let closed_every = (parts.patience / 6).clamp(LOOK_EVERY / 2, GREETS_WITHIN);
     loop {
-        let sight = parts.sight().await;
+        let sight = tokio::select! {
+            () = cancel.cancelled() => return Ok(()),
+            sight = parts.sight() => sight,
+        };
         if let Some(step) = rule.look(sight, clock.now(), Uuid::new_v4().as_u128() as u64) {
             let (long, reason) = rule.stuck(clock.now()).unwrap_or_default();
             tracing::warn!(?step, seconds = long.as_secs(), reason, "the link to the parent is stuck");

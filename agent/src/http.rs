@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     broker::store::StoreState,
-    link::uplink::UplinkState,
+    link::{uplink::UplinkState, watchdog::Stuck},
     metrics::Metrics,
     status::{Addresses, Status},
 };
@@ -35,6 +35,8 @@ pub struct Facts {
     pub store: watch::Receiver<StoreState>,
     /// The link to the parent.
     pub uplink: Option<watch::Receiver<UplinkState>>,
+    /// What is wrong with the link.
+    pub stuck: watch::Receiver<Option<Stuck>>,
     /// Its children.
     pub children: watch::Receiver<Vec<ChildStatus>>,
     /// What became of all events; only global knows.
@@ -81,7 +83,11 @@ async fn ready(facts: Known) -> impl IntoResponse {
     let trouble = facts.store.borrow().trouble.clone();
     let ready = connected && trouble.is_none();
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(json!({ "ready": ready, "natsServer": connected, "store": trouble, "parentLink": uplink })))
+    (
+        code,
+        Json(json!({ "ready": ready, "natsServer": connected, "store": trouble, "parentLink": uplink,
+        "linkStuck": *facts.stuck.borrow() })),
+    )
 }
 
 async fn metrics(facts: Known) -> impl IntoResponse {
@@ -105,6 +111,7 @@ async fn status(facts: Known) -> Json<Status> {
         refused: facts.metrics.refused_total(),
         store: facts.store.borrow().clone(),
         parent: facts.uplink.as_ref().map(|uplink| uplink.borrow().clone()),
+        link_stuck: facts.stuck.borrow().clone(),
         children: facts.children.borrow().clone(),
         addresses: facts.addresses.clone(),
     })

@@ -59,6 +59,10 @@ pub struct Metrics {
     pub frame_bytes_sent: Counter,
     /// 1 while the parent has accepted a session.
     pub uplink_open: Gauge,
+    /// Bytes that may be under way to the parent, as its line is known.
+    pub uplink_window: Gauge,
+    /// Steps taken to bring up a link that was stuck, by step.
+    pub link_heals: Family<Reason, Counter>,
     /// Batches between the parent's cursor and the end of a lane.
     pub uplink_lag: Family<LaneLabel, Gauge>,
     /// Seconds by which this machine's clock is ahead of a peer's.
@@ -139,6 +143,13 @@ impl Metrics {
             self.frame_bytes_sent.clone(),
         );
         r.register("uplink_open", "1 while the parent has accepted a session", self.uplink_open.clone());
+        r.register_with_unit(
+            "uplink_window",
+            "What may be under way to the parent",
+            Unit::Bytes,
+            self.uplink_window.clone(),
+        );
+        r.register("link_heals", "Steps taken to bring up a link that was stuck", self.link_heals.clone());
         r.register("uplink_lag", "Batches in a lane that the parent lacks", self.uplink_lag.clone());
         r.register_with_unit(
             "clock_ahead",

@@ -9,7 +9,10 @@ use coordinator::{
 use hierarchy::{Level, Path, link::Skew, rollup::Health};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{broker::store::StoreState, link::uplink::UplinkState};
+use crate::{
+    broker::store::StoreState,
+    link::{uplink::UplinkState, watchdog::Stuck},
+};
 
 /// The tree as one agent sees it: itself, its parent, its children.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -35,6 +38,9 @@ pub struct Status {
     /// The link to the parent; absent at global.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<UplinkState>,
+    /// What is wrong with the link, where it does not come up though it could.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_stuck: Option<Stuck>,
     /// Its direct children.
     pub children: Vec<ChildStatus>,
     /// Where it can be reached on this machine.
@@ -137,6 +143,13 @@ impl Status {
             let version = parent.parent_version.as_deref().unwrap_or("-");
             let clock = apart(parent.clock);
             let _ = writeln!(text, "  parent  {state}  waiting {}  agent {version}{clock}", parent.lag());
+        }
+        if let Some(stuck) = &self.link_stuck {
+            let _ = write!(text, "          stuck for {} s: {}", stuck.seconds, stuck.reason);
+            let _ = match stuck.last_step {
+                Some(step) => writeln!(text, "; last step: {}", step.as_str()),
+                None => writeln!(text),
+            };
         }
         if self.children.is_empty() {
             return text;

@@ -155,7 +155,8 @@ impl World {
     }
 }
 
-fn simulate(seed: u64) {
+/// How many batches came in pieces.
+fn simulate(seed: u64) -> u64 {
     let mut world = World::new(seed);
     for step in 0..1500 {
         world.trouble();
@@ -165,26 +166,33 @@ fn simulate(seed: u64) {
         }
     }
     (world.cut, world.loss) = (false, 0);
-    for _ in 0..20_000 {
+    for _ in 0..60_000 {
         if world.child.is_empty() && world.wire.is_empty() {
             break;
         }
         world.step();
     }
     world.check_end();
+    world.parent.pieced
 }
 
 #[test]
 fn nothing_is_lost_doubled_or_reordered_whatever_happens() {
     if let Ok(seed) = std::env::var("LUCENT_SEED") {
-        return simulate(seed.parse().unwrap());
+        simulate(seed.parse().unwrap());
+        return;
     }
     let seeds: u64 = std::env::var("LUCENT_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(10_000);
+    let mut pieced = 0;
     for seed in 1..=seeds {
-        if let Err(panic) = std::panic::catch_unwind(|| simulate(seed)) {
-            eprintln!("seed {seed} failed; replay it with LUCENT_SEED={seed}");
-            std::panic::resume_unwind(panic);
+        match std::panic::catch_unwind(|| simulate(seed)) {
+            Ok(batches) => pieced += batches,
+            Err(panic) => {
+                eprintln!("seed {seed} failed; replay it with LUCENT_SEED={seed}");
+                std::panic::resume_unwind(panic);
+            }
         }
     }
-    println!("{seeds} seeds");
+    println!("{seeds} seeds, {pieced} batches in pieces");
+    assert!(pieced > seeds, "hardly a batch went in pieces");
 }

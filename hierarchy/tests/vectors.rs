@@ -143,7 +143,7 @@ fn a_link_message_that_leaves_out_a_lane_or_names_another_is_not_read() {
             }
         }
     }
-    assert_eq!((read, refused), (11, 12));
+    assert_eq!((read, refused), (13, 14));
 }
 
 /// A frame as it travels: its envelope, a line feed, its batches.

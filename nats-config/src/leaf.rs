@@ -76,6 +76,9 @@ fn write_remote(w: &mut Writer, options: &ServerOptions, remote: &LeafRemote) {
         w.plain("ignore_discovered_servers", true);
     }
     w.text("account", UP);
+    if remote.paused && options.version.has(Feature::PausedRemotes) {
+        w.plain("disabled", true);
+    }
     write_compression(w, options);
     if options.version.has(Feature::FirstInfoTimeout) {
         w.duration("first_info_timeout", HANDSHAKE);

@@ -39,13 +39,16 @@ pub struct ServerOptions {
     /// Who the parent is; none at global.
     pub parents: Option<LeafRemote>,
     /// Silence after which a peer is asked for a sign of life. With `ping_max` it decides how soon a
-    /// peer that hangs is noticed: 5 s with 2 s and 2.
+    /// peer that hangs is noticed: a child notices after `ping_max + 1` of them at most, a parent one
+    /// later; so within 6 s with 1 s and 4.
     pub ping_interval: Duration,
-    /// Unanswered pings after which a connection is given up.
+    /// Unanswered pings after which a connection is given up. A sign of life may take `ping_max` intervals
+    /// over a slow line, with what is before it: 4 s with 1 s and 4, of which the link takes two.
     pub ping_max: u32,
     /// Pause between attempts to reach the parent, and so the time that fail-over takes.
     pub reconnect: Duration,
-    /// How long one write to a peer may take before the peer counts as lost. Slow links need more.
+    /// How long one write to a peer may take before the peer counts as lost. The link keeps no more under
+    /// way than its line carries in two seconds.
     pub write_deadline: Duration,
     /// Bytes of the largest message. A frame of a link carries a whole batch.
     pub max_payload: u32,
@@ -105,6 +108,9 @@ pub struct LeafRemote {
     pub addresses: Vec<String>,
     /// The certificate under whose SPIFFE id the parent admits this server.
     pub tls: TlsFiles,
+    /// Whether the server is not to be connected to it just now. Paused and resumed by two reloads, a server
+    /// dials anew; one without [`Feature::PausedRemotes`](crate::version::Feature) knows no pause.
+    pub paused: bool,
 }
 
 /// PEM files of a TLS endpoint.
@@ -144,8 +150,8 @@ impl ServerOptions {
             passwords,
             leaf_listen: None,
             parents: None,
-            ping_interval: Duration::from_secs(2),
-            ping_max: 2,
+            ping_interval: Duration::from_secs(1),
+            ping_max: 4,
             reconnect: Duration::from_secs(1),
             write_deadline: Duration::from_secs(10),
             max_payload: 8 << 20,

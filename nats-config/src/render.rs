@@ -81,7 +81,7 @@ fn write_server(w: &mut Writer, options: &ServerOptions) {
     w.plain("reconnect_error_reports", ERROR_REPORTS);
     w.note("A frame of a link carries a whole batch.");
     w.plain("max_payload", options.max_payload);
-    w.note("Together they decide how soon a peer that hangs is given up: 5 s with 2s and 2.");
+    w.note("Together they decide how soon a peer that hangs is given up: within 6 s with 1s and 4.");
     w.duration("ping_interval", options.ping_interval);
     w.plain("ping_max", options.ping_max);
     w.duration("write_deadline", options.write_deadline);

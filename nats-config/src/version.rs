@@ -51,6 +51,8 @@ pub enum Feature {
     /// the IP that a parent's greeting names first, which its certificate need not cover. The parent's
     /// `no_advertise` does not keep that IP back.
     IgnoreDiscoveredServers,
+    /// `disabled` of a leaf remote, changed by a reload: a child dials its parent anew without a restart.
+    PausedRemotes,
     /// The parent checks permissions of what a leaf sends, even if the leaf's server does not.
     LeafPermissionsEnforced,
     /// A user without password can only be claimed with a certificate.
@@ -83,7 +85,7 @@ impl ServerVersion {
 
 impl Feature {
     /// All features, oldest first.
-    pub const ALL: [Feature; 10] = [
+    pub const ALL: [Feature; 11] = [
         Feature::LeafCompression,
         Feature::SyncInterval,
         Feature::AuthCallout,
@@ -92,6 +94,7 @@ impl Feature {
         Feature::PreciseReconnect,
         Feature::IsolateLeafInterest,
         Feature::IgnoreDiscoveredServers,
+        Feature::PausedRemotes,
         Feature::LeafPermissionsEnforced,
         Feature::CertificateUsersProtected,
     ];
@@ -106,7 +109,7 @@ impl Feature {
                 ServerVersion::new(2, 11, 0)
             }
             Feature::IsolateLeafInterest => ServerVersion::new(2, 12, 0),
-            Feature::IgnoreDiscoveredServers | Feature::LeafPermissionsEnforced => {
+            Feature::IgnoreDiscoveredServers | Feature::PausedRemotes | Feature::LeafPermissionsEnforced => {
                 ServerVersion::new(2, 14, 0)
             }
             Feature::CertificateUsersProtected => ServerVersion::new(2, 14, 4),
@@ -133,6 +136,7 @@ impl Feature {
             Feature::PreciseReconnect => "reconnect pauses below a second",
             Feature::IsolateLeafInterest => "isolation of children from each other",
             Feature::IgnoreDiscoveredServers => "dialling only the addresses it was given",
+            Feature::PausedRemotes => "dialling the parent anew without a restart",
             Feature::LeafPermissionsEnforced => "permission checks on what a leaf sends",
             Feature::CertificateUsersProtected => "protection of certificate users from plaintext clients",
         }
@@ -235,14 +239,14 @@ mod tests {
     #[test]
     fn what_a_server_lacks_is_said_in_plain_words() {
         assert!(version("2.14.5").lacks().is_empty());
-        assert_eq!(version("2.12.14").lacks(), [Feature::IgnoreDiscoveredServers]);
+        assert_eq!(version("2.12.14").lacks(), [Feature::IgnoreDiscoveredServers, Feature::PausedRemotes]);
         let words =
             |v: &str| version(v).lacks().iter().map(Feature::to_string).collect::<Vec<_>>().join(", ");
         assert_eq!(words("2.9.10").split(", ").next(), Some("leaf compression (2.10)"));
         assert_eq!(version("2.9.10").lacks().len(), Feature::ALL.len());
         assert_eq!(
             words("2.12.8"),
-            "dialling only the addresses it was given (2.14), protection of certificate users from plaintext clients (2.12.14 or 2.14.4)"
+            "dialling only the addresses it was given (2.14), dialling the parent anew without a restart (2.14), protection of certificate users from plaintext clients (2.12.14 or 2.14.4)"
         );
         assert!(version("2.10.29").lacks().contains(&Feature::HandshakeFirst));
     }

@@ -53,3 +53,18 @@ fn the_oldest_server_of_production_goes_without_one_line_only() {
         assert_eq!(body(newest), body(oldest), "{level}");
     }
 }
+
+#[test]
+fn a_paused_parent_is_one_line_more_where_the_server_knows_it_and_none_where_it_does_not() {
+    for (version, more) in
+        [(ServerVersion::new(2, 14, 5), vec!["disabled: true"]), (ServerVersion::new(2, 9, 10), vec![])]
+    {
+        let [_, _, (_, mut site), _] = servers(version);
+        let before = render(&site).unwrap();
+        site.parents.as_mut().unwrap().paused = true;
+        let paused = render(&site).unwrap();
+        let added = paused.lines().filter(|line| !before.lines().any(|other| other == *line));
+        assert_eq!(added.map(str::trim).collect::<Vec<_>>(), more);
+        assert_eq!(paused.lines().count(), before.lines().count() + more.len());
+    }
+}

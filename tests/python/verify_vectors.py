@@ -602,7 +602,8 @@ LINK_MESSAGES = {
     "LinkHello": ("hello", ["session", "lanes", "version"], []),
     "LinkWelcome": ("welcome", ["session", "lanes", "version"], []),
     "LinkFrame": ("frame", ["session", "lane", "parcels", "last"], ["bindings"]),
-    "LinkAck": ("ack", ["session", "lane", "cursor", "credit", "receivedAt"], ["refused"]),
+    "LinkPiece": ("piece", ["session", "lane", "parcel", "offset", "last"], ["bindings"]),
+    "LinkAck": ("ack", ["session", "lane", "cursor", "credit", "receivedAt"], ["begun", "refused"]),
     "LinkReset": ("reset", ["session"], []),
     "LinkClock": ("clock", ["number"], ["skew"]),
     "LinkTime": ("time", ["number", "received", "sent"], []),
@@ -642,6 +643,10 @@ def read_said(kind, field, text, span):
         return {lane: read_values(text, found[0], *OF_A_LANE[kind]) for lane, found in lanes.items()}
     if field == "parcels":
         return [read_values(text, item[0], ["after", "last", "len", "digest"]) for item in items(text, span)]
+    if field == "parcel":
+        return read_values(text, span[0], ["after", "last", "len", "digest"])
+    if field == "begun":
+        return read_values(text, span[0], ["last", "have"])
     if field == "refused":
         return [read_values(text, item[0], ["last", "reason"]) for item in items(text, span)]
     if field == "skew":

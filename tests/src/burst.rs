@@ -7,7 +7,7 @@ use futures_util::{StreamExt as _, stream::FuturesOrdered};
 use hierarchy::{Lane, Path, subject::Speaker};
 use serde::{Deserialize, Serialize};
 
-use crate::{door, observer::Seen};
+use crate::{door, observer::Seen, random::Random};
 
 /// The tail of their subject.
 const TAIL: &str = "burst";
@@ -25,10 +25,9 @@ struct Body {
 pub async fn publish(client: &Client, at: &Path, lane: Lane, numbers: RangeInclusive<u64>, bytes: usize) {
     let js = jetstream::new(client.clone());
     let subject = Speaker::of(at).with_tail(TAIL);
-    let padding = ".".repeat(bytes);
     let mut unacked = FuturesOrdered::new();
     for number in numbers {
-        let body = Body { number, padding: padding.clone() };
+        let body = Body { number, padding: padding(number, bytes) };
         let body = serde_json::to_vec(&body).expect("it is JSON");
         let sent = js.publish_with_headers(subject.clone(), door::in_lane(lane), body.into()).await;
         unacked.push_back(sent.expect("the level's server is there").into_future());
@@ -39,6 +38,13 @@ pub async fn publish(client: &Client, at: &Path, lane: Lane, numbers: RangeInclu
     while !unacked.is_empty() {
         taken(unacked.next().await);
     }
+}
+
+/// Text that does not become smaller where links compress.
+fn padding(number: u64, bytes: usize) -> String {
+    let mut random = Random::of(number);
+    let letter = |_| char::from(b'#' + (random.number() % 57) as u8);
+    (0..bytes).map(letter).collect()
 }
 
 fn taken<E: std::fmt::Display>(word: Option<Result<jetstream::publish::PublishAck, E>>) {

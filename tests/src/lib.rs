@@ -23,6 +23,7 @@ pub mod random;
 pub mod scrape;
 pub mod small_disk;
 mod turn;
+pub mod weather;
 pub mod wire;
 
 pub use mesh::{Mesh, path};

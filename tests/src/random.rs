@@ -25,6 +25,11 @@ impl Random {
         &these[(self.number() % these.len() as u64) as usize]
     }
 
+    /// Seeded by this number, for a part of what another one drives.
+    pub fn of(seed: u64) -> Random {
+        Random(seed)
+    }
+
     /// The next number.
     pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);

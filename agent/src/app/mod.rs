@@ -23,7 +23,10 @@ use hierarchy::{
     signing::Verifier,
 };
 use nats::{ensure_streams, open_bucket, start_broker};
-use nats_config::streams::{BINDINGS_BUCKET, LINK_BUCKET, TASKS_BUCKET};
+use nats_config::{
+    names,
+    streams::{BINDINGS_BUCKET, LINK_BUCKET, TASKS_BUCKET},
+};
 use options::{lane_bounds, make_policy, make_registry, stream_limits};
 use signer::make_signer;
 use state_dir::{lock_state, write_addresses};
@@ -69,6 +72,7 @@ use crate::{
         custody,
         downlink::{Downlink, DownlinkParts},
         uplink::{Uplink, UplinkParts, UplinkState},
+        watchdog::{self, WatchdogParts},
     },
     metrics::{Metrics, Watermark},
     orders::{Orders, OrdersParts},
@@ -276,7 +280,7 @@ impl Agent {
                 to_children: has_children.then(|| to_children.clone()),
                 reached: reached_tx,
                 drills: drills_tx,
-                cut,
+                cut: cut.clone(),
                 orders: to_parent_rx,
                 tails,
                 notes: notes.clone(),
@@ -348,6 +352,21 @@ impl Agent {
             orders: drills,
         };
         tasks.spawn("drill", drill::run(parts, token.clone()));
+        let (stuck_tx, stuck) = watch::channel(None);
+        if let (Some(server), Some(parent), Some(monitor)) = (&server, &config.parent, addresses.monitor) {
+            let parts = WatchdogParts {
+                patience: config.link.stuck_after,
+                parents: parent.addresses.iter().map(ToString::to_string).collect(),
+                monitor: broker::dialable(monitor),
+                account: names::UP,
+                uplink: uplink.clone(),
+                cut: cut.clone(),
+                server: server.steps.clone(),
+                stuck: stuck_tx,
+                metrics: metrics.clone(),
+            };
+            tasks.spawn("link watchdog", watchdog::run(parts, token.clone()));
+        }
         let (report, losses) = watch::channel(None);
         if !has_parent {
             let parts = AuditParts { js: js.clone(), bucket: audit_bucket, report, metrics: metrics.clone() };
@@ -427,6 +446,7 @@ impl Agent {
             health,
             store,
             uplink,
+            stuck,
             children,
             losses,
             metrics,

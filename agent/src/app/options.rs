@@ -55,7 +55,7 @@ pub(super) fn server_options(config: &Config, binary: &Binary) -> Result<ServerO
     }
     if let Some(parent) = &config.parent {
         let addresses = parent.addresses.iter().map(ToString::to_string).collect();
-        options.parents = Some(LeafRemote { addresses, tls: tls() });
+        options.parents = Some(LeafRemote { addresses, tls: tls(), paused: false });
     }
     Ok(options)
 }

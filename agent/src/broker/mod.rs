@@ -5,6 +5,7 @@ pub mod binary;
 pub mod connect;
 mod log_tail;
 mod pulse;
+mod redial;
 pub mod server;
 pub mod store;
 pub mod streams;

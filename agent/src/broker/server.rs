@@ -8,6 +8,8 @@
 //!      +------ stop --------+-----> Stopped
 //! ```
 
+mod watched;
+
 use std::{
     fs,
     io::{self, Write as _},
@@ -26,17 +28,18 @@ use nix::{
 };
 use tokio::{
     process::{Child, Command},
-    sync::watch,
+    sync::{mpsc, watch},
 };
 use tokio_util::sync::CancellationToken;
+use watched::Watched;
 
 use super::{
     BrokerError,
     binary::Binary,
-    connect, log_tail, pulse,
+    connect, log_tail,
     store::{self, Store, StoreState, set_aside},
 };
-use crate::{metrics::Metrics, supervise::Tasks};
+use crate::{link::watchdog::Step, metrics::Metrics, supervise::Tasks};
 
 /// How long a server may take to answer after it was started, recovering its streams.
 const UP_WITHIN: Duration = Duration::from_secs(60);
@@ -64,6 +67,8 @@ pub struct Server {
     pub passwords: Passwords,
     /// How its store fares.
     pub store: watch::Receiver<StoreState>,
+    /// Takes steps that bring up the connection to the parent.
+    pub steps: mpsc::Sender<Step>,
     files: Files,
     expected: Arc<OnceLock<Vec<String>>>,
     cancel: CancellationToken,
@@ -105,7 +110,13 @@ impl Server {
     ) -> Result<Server, BrokerError> {
         let files = Files::within(dir);
         options.pid_file = Some(files.pid.clone());
-        let config = format!("{}\nlogfile_size_limit: {LOG_BYTES}\n", render(&options)?);
+        let text = |options: &ServerOptions| -> Result<String, BrokerError> {
+            Ok(format!("{}\nlogfile_size_limit: {LOG_BYTES}\n", render(options)?))
+        };
+        let config = text(&options)?;
+        let mut paused = options.clone();
+        paused.parents.iter_mut().for_each(|parents| parents.paused = true);
+        let paused = text(&paused)?;
 
         let launch = Launch { binary: binary.clone(), files: files.clone(), config };
         let left = left_behind(dir);
@@ -150,9 +161,12 @@ impl Server {
         let expected = Arc::<OnceLock<Vec<String>>>::default();
         let (monitor, promised) = (options.monitor_listen, options.max_file_store);
         let (looking, store) = Store::new(dir, monitor, promised, expected.clone(), metrics);
-        let watch = watch(process, launch, client, looking, metrics.clone(), cancel.clone());
-        watching.spawn("nats-server", watch);
-        Ok(Server { client, passwords: options.passwords, store, files, expected, cancel, watching })
+        let (steps, taken) = mpsc::channel(1);
+        let watched =
+            Watched { launch, client, paused, steps: taken, store: looking, metrics: metrics.clone() };
+        watching.spawn("nats-server", watched.watch(process, cancel.clone()));
+        let passwords = options.passwords;
+        Ok(Server { client, passwords, store, steps, files, expected, cancel, watching })
     }
 
     /// From now on these streams and buckets must be there.
@@ -204,7 +218,7 @@ pub fn passwords(dir: &Path) -> Result<Passwords, BrokerError> {
 }
 
 /// Writes a file that only its owner may read, in one step.
-fn write_private(path: &Path, text: &str) -> Result<(), BrokerError> {
+pub(super) fn write_private(path: &Path, text: &str) -> Result<(), BrokerError> {
     let unwritable = |error: io::Error| BrokerError::Unwritable {
         path: path.display().to_string(),
         reason: error.to_string(),
@@ -375,61 +389,6 @@ pub async fn jetstream_answers(client: async_nats::Client) -> bool {
     }
 }
 
-/// Watches the process and starts it again, until cancelled; then stops it.
-async fn watch(
-    mut process: Process,
-    launch: Launch,
-    client: SocketAddr,
-    mut store: Store,
-    metrics: Metrics,
-    cancel: CancellationToken,
-) -> Result<(), std::convert::Infallible> {
-    let mut wait = BACKOFF;
-    loop {
-        let started = tokio::time::Instant::now();
-        let log = log_length(&launch.files.log);
-        let (end, code) = tokio::select! {
-            () = cancel.cancelled() => {
-                stop_process(process).await;
-                return Ok(());
-            }
-            end = until_ended(&mut process) => end,
-            silent = pulse::lost(client) => {
-                // What it has acknowledged is written; a new one reads it.
-                kill_process(process).await;
-                (format!("it did not answer for {silent:.1?} and was killed"), None)
-            }
-            trouble = store.broken() => {
-                stop_process(process).await;
-                (format!("it was stopped, for its store: {trouble}"), None)
-            }
-        };
-        if code == Some(PANICKED)
-            && let Some(stream) = died_over(&launch.files.log, log)
-            && let Err(error) = launch.go_without(&stream, &end)
-        {
-            tracing::error!(%error, "nats-server cannot be started without a stream that it dies over");
-        }
-        wait = if started.elapsed() > STEADY { BACKOFF } else { wait };
-        tracing::error!(end, again_in = ?wait, "nats-server ended; starting it again");
-        loop {
-            tokio::select! {
-                () = cancel.cancelled() => return Ok(()),
-                () = tokio::time::sleep(wait) => {}
-            }
-            wait = (wait * 2).min(MAX_BACKOFF);
-            match launch.again().await {
-                Ok(again) => {
-                    metrics.server_restarts.inc();
-                    process = again;
-                    break;
-                }
-                Err(error) => tracing::error!(%error, "nats-server cannot be started"),
-            }
-        }
-    }
-}
-
 /// How a process ended, for people, and its exit code where there is one.
 type End = (String, Option<i32>);
 
@@ -461,19 +420,23 @@ async fn until_ended(process: &mut Process) -> End {
 }
 
 async fn stop_process(mut process: Process) {
+    terminate(&mut process).await;
+}
+
+async fn terminate(process: &mut Process) {
     let Some(pid) = process.pid() else { return };
     let _ = kill(pid, Signal::SIGTERM);
-    if tokio::time::timeout(STOP_WITHIN, until_ended(&mut process)).await.is_err() {
+    if tokio::time::timeout(STOP_WITHIN, until_ended(process)).await.is_err() {
         tracing::warn!(pid = pid.as_raw(), "nats-server did not end when asked; killing it");
         let _ = kill(pid, Signal::SIGKILL);
-        until_ended(&mut process).await;
+        until_ended(process).await;
     }
 }
 
-async fn kill_process(mut process: Process) {
+async fn kill_process(process: &mut Process) {
     if let Some(pid) = process.pid() {
         let _ = kill(pid, Signal::SIGKILL);
-        until_ended(&mut process).await;
+        until_ended(process).await;
     }
 }
 

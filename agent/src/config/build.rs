@@ -264,12 +264,14 @@ fn link(r: &mut Reader) -> Option<Link> {
     let (batch_events, batch_bytes) = (r.count("link.batch_events"), r.size("link.batch_bytes"));
     let (linger, in_flight, retry) =
         (r.duration("link.linger"), r.count("link.in_flight"), r.duration("link.retry"));
+    let stuck_after = r.duration("link.stuck_after");
     Some(Link {
         batch_events: batch_events?,
         batch_bytes: usize::try_from(batch_bytes?).ok()?,
         linger: linger?,
         in_flight: in_flight?,
         retry: retry?,
+        stuck_after: stuck_after?,
     })
 }
 

@@ -216,6 +216,8 @@ pub struct Link {
     pub in_flight: usize,
     /// After how long without an answer something is sent again.
     pub retry: Duration,
+    /// How long the link may be closed while the parent's server greets.
+    pub stuck_after: Duration,
 }
 
 /// `[telemetry]`

@@ -303,7 +303,13 @@ pub(super) static KEYS: &[Key] = &[
         "link.retry",
         Kind::Duration(ms(10), ms(60_000)),
         Default("1s"),
-        "After how long without an answer a batch or a greeting is sent again",
+        "After how long without an answer a batch or a greeting is sent again; later where answers take longer",
+    ),
+    key(
+        "link.stuck_after",
+        Kind::Duration(ms(1_000), HOUR),
+        Default("30s"),
+        "How long a parent may greet without a link coming up until the server dials anew, then is restarted",
     ),
     key(
         "telemetry.interval",

@@ -188,6 +188,7 @@ fn the_defaults_are_these() {
         linger: Duration::from_millis(2),
         in_flight: 8,
         retry: Duration::from_secs(1),
+        stuck_after: Duration::from_secs(30),
     };
     assert_eq!(config.link, link);
     assert_eq!(

@@ -6,6 +6,7 @@ pub mod cursors;
 pub mod custody;
 pub mod downlink;
 pub mod uplink;
+pub mod watchdog;
 pub(crate) mod wire;
 mod words;
 

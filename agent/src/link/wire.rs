@@ -4,7 +4,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use hierarchy::{
     Identity, Lane, Millis, Refusal,
     envelope::Draft,
-    link::{ChildMessage, Parcel, ParentMessage},
+    link::{ChildMessage, ParentMessage},
     signing::{Signer, Timeliness, Verifier},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -28,12 +28,12 @@ impl LinkMessage for ParentMessage {
     }
 }
 
-/// The bytes of one link message.
+/// The bytes of one link message, and of what follows it.
 pub(crate) fn seal<M: Serialize + LinkMessage>(
     signer: &Signer,
     subject: &str,
     message: &M,
-    parcels: &[Parcel],
+    bodies: &[Bytes],
     now: Millis,
 ) -> Bytes {
     let payload = serde_json::value::to_raw_value(message).expect("link messages have only string keys");
@@ -49,15 +49,15 @@ pub(crate) fn seal<M: Serialize + LinkMessage>(
         batch: None,
         payload: &payload,
     });
-    if parcels.is_empty() {
+    if bodies.is_empty() {
         return envelope.bytes;
     }
-    let size = parcels.iter().map(|parcel| parcel.bytes.len()).sum::<usize>();
+    let size = bodies.iter().map(Bytes::len).sum::<usize>();
     let mut bytes = BytesMut::with_capacity(envelope.bytes.len() + 1 + size);
     bytes.put(envelope.bytes);
     bytes.put_u8(b'\n');
-    for parcel in parcels {
-        bytes.put_slice(&parcel.bytes);
+    for body in bodies {
+        bytes.put_slice(body);
     }
     bytes.freeze()
 }

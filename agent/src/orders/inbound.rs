@@ -8,7 +8,7 @@ use hierarchy::{
         ChildMessage, Origins, ParcelHead, Parent, ParentMessage, ParentOutput, Record, Verdict, message::cut,
     },
     order::{Fate, Order},
-    signing::{Timeliness, Verified},
+    signing::{Binding, Timeliness, Verified},
 };
 
 use super::{
@@ -38,27 +38,35 @@ impl Orders {
             ChildMessage::Hello { session, lanes, .. } => self.inbound.machine.on_hello(session, lanes),
             ChildMessage::Frame { session, lane, bindings, parcels, .. } => {
                 let Some(bodies) = cut(&parcels, rest) else { return Ok(()) };
-                for binding in &bindings {
-                    match self.parts.verifier.learn(binding) {
-                        // So that it can be handed on with the order.
-                        Ok(kid) => self
-                            .parts
-                            .bindings
-                            .keep(kid, binding)
-                            .await
-                            .map_err(OrdersError::store("written"))?,
-                        Err(refusal) => {
-                            tracing::warn!(%refusal, "the key binding of an order's author is refused")
-                        }
-                    }
-                }
+                self.learn(&bindings).await?;
                 self.on_frame(session, lane, &parcels, &bodies).await?;
+            }
+            ChildMessage::Piece { session, lane, bindings, parcel, offset, .. } => {
+                self.learn(&bindings).await?;
+                match self.inbound.machine.on_piece(session, lane, &parcel, offset, &rest, true) {
+                    Ok(None) => {}
+                    Ok(Some(whole)) => self.on_frame(session, lane, &[parcel], &[whole]).await?,
+                    Err(_) => self.answer_parent(ParentMessage::Reset { session }),
+                }
             }
             // Not a part of this flow.
             _ => return Ok(()),
         }
         for reply in self.inbound.machine.take_replies(self.parts.time.now(), crate::VERSION) {
             self.answer_parent(reply);
+        }
+        Ok(())
+    }
+
+    /// Keeps the bindings of orders' authors, so that they can be handed on with the orders.
+    async fn learn(&mut self, bindings: &[Binding]) -> Result<(), OrdersError> {
+        for binding in bindings {
+            match self.parts.verifier.learn(binding) {
+                Ok(kid) => {
+                    self.parts.bindings.keep(kid, binding).await.map_err(OrdersError::store("written"))?
+                }
+                Err(refusal) => tracing::warn!(%refusal, "the key binding of an order's author is refused"),
+            }
         }
         Ok(())
     }

@@ -29,7 +29,7 @@ use futures_util::StreamExt as _;
 use hierarchy::{
     ByLane, Lane, Path, Refusal,
     envelope::Draft,
-    link::{ChildMessage, Event, Parcel, Parent, ParentMessage},
+    link::{ChildMessage, Event, Parent, ParentMessage},
     order::{self, Fate, MESSAGE_TYPE, OrderReport},
     signing::{Signer, Verifier},
     subject::{self, Speaker},
@@ -318,12 +318,12 @@ impl Orders {
     }
 
     /// A message to a child in the flow of orders. What is lost is sent again.
-    async fn tell(&self, child: &Path, message: ChildMessage, parcels: &[Parcel]) {
+    async fn tell(&self, child: &Path, message: ChildMessage, bodies: &[Bytes]) {
         let Some(down) = &self.parts.down else { return };
         let greeting = matches!(message, ChildMessage::Hello { .. });
         let subject = subject::link_down(child);
         let message = ParentMessage::Orders(Box::new(message));
-        let bytes = wire::seal(&self.parts.signer, &subject, &message, parcels, self.parts.time.stamp());
+        let bytes = wire::seal(&self.parts.signer, &subject, &message, bodies, self.parts.time.stamp());
         let sent = if greeting {
             let mut headers = HeaderMap::new();
             headers.insert(header::BINDING, self.parts.signer.binding().to_json());

@@ -77,7 +77,7 @@ impl Orders {
                 let version = crate::VERSION.to_owned();
                 self.tell(child, ChildMessage::Hello { session, lanes, version }, &[]).await;
             }
-            ChildOutput::Send { session, lane, parcels, announce } => {
+            ChildOutput::Send { session, lane, load, announce } => {
                 let mut known = Vec::with_capacity(announce.len());
                 for kid in announce {
                     if kid == self.parts.signer.kid() {
@@ -86,11 +86,13 @@ impl Orders {
                         known.push(binding);
                     }
                 }
-                let mut frame = ChildOutput::frame(session, lane, &parcels, self.store.last());
-                if let ChildMessage::Frame { bindings, .. } = &mut frame {
+                let (mut message, bodies) = load.message(session, lane, self.store.last());
+                if let ChildMessage::Frame { bindings, .. } | ChildMessage::Piece { bindings, .. } =
+                    &mut message
+                {
                     *bindings = known;
                 }
-                self.tell(child, frame, &parcels).await;
+                self.tell(child, message, &bodies).await;
             }
             ChildOutput::Resume { lane, after, digest } => {
                 let last = self.store.last();

@@ -37,6 +37,23 @@ pub enum ChildMessage {
         /// Last place in the child's store of this lane.
         last: u64,
     },
+    /// Hands over a piece of a batch that would hold up a slow line for too long as a whole. The bytes of the
+    /// piece follow, as a frame's batches do.
+    Piece {
+        /// The session that this belongs to.
+        session: u64,
+        /// The lane that the batch travels in.
+        lane: Lane,
+        /// Bindings of keys that the parent may not have seen; with the last piece.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        bindings: Vec<Binding>,
+        /// The whole batch.
+        parcel: ParcelHead,
+        /// Where in it the piece begins.
+        offset: u32,
+        /// Last place in the child's store of this lane.
+        last: u64,
+    },
     /// The child's answer to a [`ParentMessage::Handoff`].
     HandoffReply {
         /// The task.
@@ -117,6 +134,9 @@ pub enum ParentMessage {
         cursor: u64,
         /// How many bytes the parent will take beyond the cursor.
         credit: u64,
+        /// What it has of the next batch, where that comes in pieces.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        begun: Option<Begun>,
         /// When the parent accepted the last of it.
         received_at: Millis,
         /// What was refused since the last receipt.
@@ -201,6 +221,16 @@ pub struct LaneWelcome {
     pub credit: u64,
 }
 
+/// A batch that has come in part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Begun {
+    /// Its place.
+    pub last: u64,
+    /// How many bytes of it are there, from its beginning on.
+    pub have: u32,
+}
+
 /// A parcel that the parent will not take, now or later.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -217,6 +247,7 @@ impl ChildMessage {
         match self {
             ChildMessage::Hello { .. } => "LinkHello",
             ChildMessage::Frame { .. } => "LinkFrame",
+            ChildMessage::Piece { .. } => "LinkPiece",
             ChildMessage::HandoffReply { .. } => "LinkHandoffReply",
             ChildMessage::Credit { .. } => "LinkCredit",
             ChildMessage::Orders(_) => "LinkOrders",

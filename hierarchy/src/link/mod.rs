@@ -4,8 +4,8 @@
 //! carries out what they ask for:
 //!
 //! ```text
-//!   store -> Packer -> Parcel -> Child ==== Hello, Frame ====> Parent -> store, then ack
-//!                                      <=== Welcome, Ack, Reset ===
+//!   store -> Packer -> Parcel -> Child ==== Hello, Frame, Piece ====> Parent -> store, then ack
+//!                                      <====== Welcome, Ack, Reset ======
 //! ```
 //!
 //! Each lane is a queue of its own with a cursor of its own. The cursor, the place up to which
@@ -17,9 +17,11 @@ pub mod batch;
 pub mod child;
 pub mod credit;
 pub mod cursor;
+mod flow;
 pub mod limit;
 pub mod message;
 pub mod origins;
+mod pace;
 pub mod packer;
 pub mod parent;
 pub mod resume;
@@ -29,8 +31,9 @@ pub use batch::{Batch, BatchEvent, Event};
 pub use child::{Child, ChildLimits, ChildOutput};
 pub use credit::{Budget, BudgetLimits, Need, WHOLE_BATCH};
 pub use cursor::{Cursor, Record};
+pub use flow::Load;
 pub use limit::{Limiter, RateLimit};
-pub use message::{ChildMessage, LaneHello, ParcelHead, ParentMessage};
+pub use message::{Begun, ChildMessage, LaneHello, ParcelHead, ParentMessage};
 pub use origins::{Origins, Span, Standing};
 pub use packer::{Pack, PackLimits, Packer};
 pub use parent::{Parent, ParentOutput, Verdict};

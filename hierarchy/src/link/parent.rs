@@ -6,12 +6,14 @@
 
 use std::collections::VecDeque;
 
+use bytes::{Bytes, BytesMut};
+
 use super::{
     cursor::{Cursor, Record},
-    message::{LaneHello, LaneWelcome, ParcelHead, ParentMessage, RefusedParcel},
+    message::{Begun, LaneHello, LaneWelcome, ParcelHead, ParentMessage, RefusedParcel},
     origins::{Origins, Span, Standing},
 };
-use crate::{ByLane, Digest, Lane, Millis, Path, Refusal};
+use crate::{ByLane, Digest, Lane, Millis, Path, Refusal, envelope};
 
 /// What was found about a parcel before it may be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,6 +110,14 @@ struct Inflow {
     /// Bytes taken and not settled, and all that were ever settled.
     held: u64,
     settled: u64,
+    /// The next batch, as far as it has come in pieces.
+    begun: Option<Pieces>,
+}
+
+#[derive(Debug)]
+struct Pieces {
+    head: ParcelHead,
+    bytes: BytesMut,
 }
 
 /// The parent's end for one child.
@@ -182,6 +192,45 @@ impl Parent {
         self.session = Session::Greeted { session, lanes };
     }
 
+    /// A piece of a batch, from `offset` on. Returns the whole batch with its last piece: it is to be judged then
+    /// and given to [`Parent::on_frame`]. With `room` false no further batch is begun.
+    ///
+    /// Errors: the session is not open, and the child is to be told so.
+    pub fn on_piece(
+        &mut self,
+        session: u64,
+        lane: Lane,
+        head: &ParcelHead,
+        offset: u32,
+        piece: &[u8],
+        room: bool,
+    ) -> Result<Option<Bytes>, ParentOutput> {
+        match self.session {
+            Session::Open(open) if open == session => {}
+            Session::Greeted { session: open, .. } if open == session => return Ok(None),
+            _ => return Err(ParentOutput::Reset { session }),
+        }
+        let inflow = &mut self.lanes[lane];
+        // Whatever becomes of it, the child is told how much is there.
+        inflow.owed = true;
+        if head.last <= inflow.tail() || head.after != inflow.tail() || !inflow.takes(head) {
+            return Ok(None);
+        }
+        Ok(inflow.append(head, offset as usize, piece, room))
+    }
+
+    /// Bytes of batches that have come in part.
+    pub fn begun_bytes(&self) -> usize {
+        self.lanes.iter().filter_map(|(_, inflow)| Some(inflow.begun.as_ref()?.bytes.len())).sum()
+    }
+
+    /// Forgets what has come in part; the child begins again.
+    pub fn forget_begun(&mut self) {
+        for (_, inflow) in self.lanes.iter_mut() {
+            inflow.begun = None;
+        }
+    }
+
     /// A frame whose parcels have been judged, in order, as far as they [may be new](Parent::may_be_new); for the
     /// others any verdict will do. What is new of them counts as taken in `origins`
     /// at once, so that nothing can come in twice while it is being stored; that it is durable the shell
@@ -213,7 +262,7 @@ impl Parent {
                 continue;
             }
             let bytes = u64::from(parcel.len);
-            if inflow.held_back || (inflow.held > 0 && inflow.held + bytes > inflow.most_told) {
+            if !inflow.takes(parcel) {
                 inflow.owed = true;
                 break;
             }
@@ -325,7 +374,34 @@ impl Inflow {
         self.pending.back().map_or(self.cursor.last, |pending| pending.last)
     }
 
+    /// Whether there is room for the next parcel, as promised.
+    fn takes(&self, parcel: &ParcelHead) -> bool {
+        let promised = self.held == 0 || self.held + u64::from(parcel.len) <= self.most_told;
+        !self.held_back && promised
+    }
+
+    /// Adds a piece to those before it; the batch, once it is whole.
+    fn append(&mut self, head: &ParcelHead, offset: usize, piece: &[u8], room: bool) -> Option<Bytes> {
+        let len = head.len as usize;
+        if piece.is_empty() || len > envelope::MAX_BYTES {
+            return None;
+        }
+        if offset == 0 && room && self.begun.as_ref().is_none_or(|begun| begun.head != *head) {
+            self.begun = Some(Pieces { head: head.clone(), bytes: BytesMut::new() });
+        }
+        let begun = self.begun.as_mut().filter(|begun| begun.head == *head)?;
+        if offset != begun.bytes.len() || offset + piece.len() > len {
+            return None;
+        }
+        begun.bytes.extend_from_slice(piece);
+        if begun.bytes.len() < len {
+            return None;
+        }
+        self.begun.take().map(|begun| begun.bytes.freeze())
+    }
+
     fn begin(&mut self, hello: &LaneHello) {
+        self.begun = None;
         (self.told, self.most_told) = (self.credit, self.credit);
         self.owed = false;
         self.refused.clear();
@@ -359,11 +435,14 @@ impl Inflow {
     fn receipt(&mut self, session: u64, lane: Lane, now: Millis) -> ParentMessage {
         self.owed = false;
         (self.told, self.most_told) = (self.credit, self.most_told.max(self.credit));
+        let tail = self.tail();
+        let begun = self.begun.as_ref().filter(|begun| begun.head.after == tail);
         ParentMessage::Ack {
             session,
             lane,
             cursor: self.cursor.last,
             credit: self.credit,
+            begun: begun.map(|begun| Begun { last: begun.head.last, have: begun.bytes.len() as u32 }),
             received_at: now,
             refused: std::mem::take(&mut self.refused),
         }

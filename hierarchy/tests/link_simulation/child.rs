@@ -57,6 +57,9 @@ fn limits() -> ChildLimits {
         frame_parcels: 5,
         whole_batch: 150,
         retry: std::time::Duration::from_millis(200),
+        // Smaller than most batches: they go in pieces until answers have been quick for a while.
+        least: 120,
+        quick: std::time::Duration::from_millis(100),
     }
 }
 
@@ -174,9 +177,8 @@ impl ChildSide {
                     messages
                         .push((ChildMessage::Hello { session, lanes, version: String::new() }, Vec::new()));
                 }
-                ChildOutput::Send { session, lane, parcels, .. } => {
-                    let frame = ChildOutput::frame(session, lane, &parcels, self.lanes.stores[lane].last);
-                    messages.push((frame, parcels.into_iter().map(|parcel| parcel.bytes).collect()));
+                ChildOutput::Send { session, lane, load, .. } => {
+                    messages.push(load.message(session, lane, self.lanes.stores[lane].last));
                 }
                 ChildOutput::Resume { lane, after, digest } => {
                     self.resume(lane, after, digest, random, now);

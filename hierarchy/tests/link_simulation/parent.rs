@@ -51,6 +51,8 @@ pub(crate) struct ParentSide {
     others: Others,
     /// Refused by name.
     pub(crate) buried: BTreeSet<Event>,
+    /// How many batches came in pieces, and became whole.
+    pub(crate) pieced: u64,
     /// Missing for ever, as the machine says.
     pub(crate) gaps: BTreeSet<Event>,
 }
@@ -87,6 +89,7 @@ impl ParentSide {
             waiting: ByLane::default(),
             others: Others::new(),
             buried: BTreeSet::new(),
+            pieced: 0,
             gaps: BTreeSet::new(),
         }
     }
@@ -132,6 +135,23 @@ impl ParentSide {
                 self.waiting[lane] = Some(parcels.last().is_none_or(|parcel| parcel.last < last));
                 let spans: Vec<Span> = bodies.iter().map(read_body).collect();
                 self.on_frame(session, lane, &parcels, &spans, random)
+            }
+            ChildMessage::Piece { session, lane, parcel, offset, .. } => {
+                // Now and then what has come in part is forgotten, or there is no room for it.
+                if random.chance(2) {
+                    self.machine.forget_begun();
+                }
+                let room = !random.chance(2);
+                match self.machine.on_piece(session, lane, &parcel, offset, &bodies[0], room) {
+                    Ok(Some(whole)) => {
+                        self.pieced += 1;
+                        assert_eq!(Digest::sha256(read_body(&whole).to_string().as_bytes()), parcel.digest);
+                        self.on_frame(session, lane, &[parcel], &[read_body(&whole)], random)
+                    }
+                    Ok(None) => Vec::new(),
+                    Err(ParentOutput::Reset { session }) => vec![ParentMessage::Reset { session }],
+                    Err(other) => unreachable!("{other:?}"),
+                }
             }
             other => unreachable!("the simulation does not send {other:?}"),
         }

@@ -51,6 +51,7 @@ fn server(version: ServerVersion, path: &str, children: &[&str], parents: &[&str
         parents: (!parents.is_empty()).then(|| LeafRemote {
             addresses: parents.iter().map(|&address| address.to_owned()).collect(),
             tls: tls.clone(),
+            paused: false,
         }),
         ..ServerOptions::new(path.parse().unwrap(), version, "lucent.dev", store, client, passwords)
     }

@@ -205,9 +205,9 @@ impl Hollow {
                     let bytes = wire::seal(&self.signer, &subject, &hello, &[], clock::wall());
                     leaf.publish(&subject, &headers, &bytes).await?;
                 }
-                ChildOutput::Send { session, lane, parcels, .. } => {
-                    let frame = ChildOutput::frame(session, lane, &parcels, self.lanes[lane].last);
-                    let bytes = wire::seal(&self.signer, &subject, &frame, &parcels, clock::wall());
+                ChildOutput::Send { session, lane, load, .. } => {
+                    let (message, bodies) = load.message(session, lane, self.lanes[lane].last);
+                    let bytes = wire::seal(&self.signer, &subject, &message, &bodies, clock::wall());
                     leaf.publish(&subject, "", &bytes).await?;
                 }
                 ChildOutput::Resume { lane, after, .. } => {

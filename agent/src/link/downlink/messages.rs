@@ -21,6 +21,10 @@ use crate::{
     metrics::ChildLabel,
 };
 
+/// Bytes of batches that have come in part, of all children; beyond it no further batch is begun.
+const MAX_BEGUN: usize = 256 << 20;
+/// How long the pieces of a batch are kept while no more come.
+const BEGUN_FOR: Duration = Duration::from_secs(60);
 /// Most children of one parent.
 pub(super) const MAX_CHILDREN: usize = 10_000;
 
@@ -90,6 +94,17 @@ impl Downlink {
                 }
                 self.seen(child, lag.map(|lag| (lane, lag)));
             }
+            ChildMessage::Piece { session, lane, bindings, parcel, offset, last } => {
+                if let Err(refusal) = self.learn_authors(&bindings).await {
+                    self.refuse(child, refusal, "author's key binding", message);
+                }
+                let lag = last.saturating_sub(parcel.last);
+                self.on_piece(child, session, lane, parcel, offset, &rest).await;
+                if let Some(state) = self.children.get_mut(child) {
+                    state.waiting[lane] = Some(lag > 0);
+                }
+                self.seen(child, Some((lane, lag)));
+            }
             ChildMessage::Credit { number, offers, valid_for_ms } => {
                 let valid_for = Duration::from_millis(valid_for_ms.min(60_000));
                 self.seen(child, None);
@@ -114,6 +129,41 @@ impl Downlink {
                     self.parts.work.try_send(WorkFromChild::HandoffReply { child, task, attempt, refused });
             }
         }
+    }
+
+    async fn on_piece(
+        &mut self,
+        child: &Path,
+        session: u64,
+        lane: Lane,
+        head: ParcelHead,
+        offset: u32,
+        piece: &[u8],
+    ) {
+        self.hold_if_full(child, lane);
+        let room = self.begun_bytes < MAX_BEGUN;
+        let Some(state) = self.children.get_mut(child) else { return };
+        let before = state.parent.begun_bytes();
+        let taken = state.parent.on_piece(session, lane, &head, offset, piece, room);
+        state.last_piece = self.clock.now();
+        self.begun_bytes = self.begun_bytes + state.parent.begun_bytes() - before;
+        match taken {
+            Ok(None) => {}
+            Ok(Some(whole)) => self.on_frame(child, session, lane, &[head], &[whole]).await,
+            Err(_) => self.send(child, &ParentMessage::Reset { session }, None).await,
+        }
+    }
+
+    /// A child that went away in the middle of a batch does not hold memory for ever. (A new session has its
+    /// parent forget, too; so the sum is made anew.)
+    pub(super) fn forget_begun(&mut self) {
+        let now = self.clock.now();
+        for state in self.children.values_mut() {
+            if now.saturating_sub(state.last_piece) > BEGUN_FOR {
+                state.parent.forget_begun();
+            }
+        }
+        self.begun_bytes = self.children.values().map(|state| state.parent.begun_bytes()).sum();
     }
 
     async fn on_frame(

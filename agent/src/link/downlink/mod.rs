@@ -21,7 +21,7 @@ pub use exchange::{FromChild, ToChild, WorkFromChild, handoff};
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use hierarchy::{
     ByLane, Path,
-    link::{Budget, Limiter, Origins, Parent, ParentMessage},
+    link::{Budget, Limiter, Origins, Parent, ParentMessage, Tick},
     signing::{Signer, Verifier},
     subject,
 };
@@ -113,6 +113,8 @@ struct ChildState {
     /// Whether something of a lane waits at the child, where the budget was not told yet.
     waiting: ByLane<Option<bool>>,
     limiter: Option<Limiter>,
+    /// When the last piece of a batch came.
+    last_piece: Tick,
     storing: usize,
     stored: prometheus_client::metrics::counter::Counter,
     events: prometheus_client::metrics::counter::Counter,
@@ -132,6 +134,8 @@ pub struct Downlink {
     origins: Origins,
     /// Words for publishers below who wait until their events are durable here.
     answers: Vec<ToChild>,
+    /// Bytes of batches that have come in part, of all children.
+    begun_bytes: usize,
     kept: Checkpoint,
     budget: Budget<Path>,
     /// Children of which a lane is held back, or who could have had more.
@@ -152,6 +156,7 @@ impl Downlink {
             sent: ByLane::default(),
             next_ticket: 0,
             answers: Vec::new(),
+            begun_bytes: 0,
             kept,
             budget: Budget::new(credit::limits(&parts.leaf)),
             held_back: HashSet::new(),
@@ -191,6 +196,7 @@ impl Downlink {
                 _ = timer.tick() => {
                     self.checkpoint().await;
                     self.budget.take_back(self.clock.now());
+                    self.forget_begun();
                 }
                 _ = look.tick(), if !self.held_back.is_empty() => touched.extend(self.held_back.drain()),
             }
@@ -222,6 +228,7 @@ impl Downlink {
             version: None,
             waiting: ByLane::default(),
             limiter: self.parts.leaf.limit_of(child).map(|limit| Limiter::new(limit, self.clock.now())),
+            last_piece: self.clock.now(),
             storing: 0,
             stored: self.parts.metrics.batches_stored.get_or_create_owned(&label),
             events: self.parts.metrics.events_stored.get_or_create_owned(&label),

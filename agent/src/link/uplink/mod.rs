@@ -15,7 +15,7 @@ use futures_util::StreamExt as _;
 use hierarchy::{
     ByLane, Digest, Identity, Lane, Path, Refusal,
     link::{
-        Child, ChildLimits, ChildMessage, ChildOutput, LaneHello, Parcel, ParentClock, ParentMessage, Skew,
+        Child, ChildLimits, ChildMessage, ChildOutput, LaneHello, Load, ParentClock, ParentMessage, Skew,
         message::RefusedParcel,
         resume::{self, Resume},
     },
@@ -235,8 +235,8 @@ impl Uplink {
                 let version = crate::VERSION.to_owned();
                 self.send(&ChildMessage::Hello { session, lanes, version }, &[]).await;
             }
-            ChildOutput::Send { session, lane, parcels, announce } => {
-                self.send_frame(session, lane, parcels, announce).await;
+            ChildOutput::Send { session, lane, load, announce } => {
+                self.send_load(session, lane, load, announce).await;
             }
             ChildOutput::Resume { lane, after, digest } => self.resume(lane, after, digest).await?,
             ChildOutput::Release { lane, up_to, refused, .. } => {
@@ -315,11 +315,12 @@ impl Uplink {
         if let Some(stored) = first {
             self.on_stored(lane, stored);
         }
+        let now = self.clock.now();
         for _ in 1..AT_ONCE {
-            if !self.machine.wants_more(lane) || self.machine.is_ready(lane) {
+            if !self.machine.wants_more(lane) || self.machine.is_ready(lane, now) {
                 return;
             }
-            let Some(stored) = self.readers[lane].next_at_hand(self.clock.now()) else { return };
+            let Some(stored) = self.readers[lane].next_at_hand(now) else { return };
             self.on_stored(lane, stored);
         }
     }
@@ -432,7 +433,7 @@ impl Uplink {
         }
     }
 
-    async fn send_frame(&mut self, session: u64, lane: Lane, parcels: Vec<Parcel>, announce: Vec<Digest>) {
+    async fn send_load(&mut self, session: u64, lane: Lane, load: Load, announce: Vec<Digest>) {
         let mut known = Vec::with_capacity(announce.len());
         for kid in announce {
             if kid == self.parts.signer.kid() {
@@ -446,19 +447,19 @@ impl Uplink {
                 Err(error) => tracing::warn!(%error, "a binding could not be read"),
             }
         }
-        let mut frame = ChildOutput::frame(session, lane, &parcels, self.readers[lane].end());
-        if let ChildMessage::Frame { bindings, .. } = &mut frame {
+        let (mut message, bodies) = load.message(session, lane, self.readers[lane].end());
+        if let ChildMessage::Frame { bindings, .. } | ChildMessage::Piece { bindings, .. } = &mut message {
             *bindings = known;
         }
-        self.send(&frame, &parcels).await;
+        self.send(&message, &bodies).await;
     }
 
-    async fn send(&mut self, message: &ChildMessage, parcels: &[Parcel]) {
+    async fn send(&mut self, message: &ChildMessage, bodies: &[Bytes]) {
         if self.is_cut() {
             return;
         }
         let subject = subject::link_up(&self.parts.path);
-        let bytes = wire::seal(&self.parts.signer, &subject, message, parcels, self.parts.time.stamp());
+        let bytes = wire::seal(&self.parts.signer, &subject, message, bodies, self.parts.time.stamp());
         self.parts.metrics.frames_sent.inc();
         self.parts.metrics.frame_bytes_sent.inc_by(bytes.len() as u64);
         let sent = if matches!(message, ChildMessage::Hello { .. }) {
@@ -527,6 +528,7 @@ impl Uplink {
             LaneState { cursor, lag: self.readers[lane].end().saturating_sub(done) }
         });
         self.parts.metrics.uplink_open.set(open.into());
+        self.parts.metrics.uplink_window.set(self.machine.budget() as i64);
         for (lane, state) in lanes.iter() {
             let label = LaneLabel { lane: lane.as_str() };
             self.parts.metrics.uplink_lag.get_or_create(&label).set(state.lag as i64);

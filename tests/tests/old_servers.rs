@@ -52,6 +52,8 @@ async fn flows_past(old: &[&str]) {
     more(300).await;
     for at in old {
         assert!(mesh.kill_server(at));
+        // What had passed it arrives meanwhile.
+        eventually!(ARRIVED_WITHIN, mesh.connect(&path(at)).await);
         more(300).await;
         mesh.linked(at).await;
     }

@@ -3,6 +3,7 @@
 
 pub mod binary;
 pub mod connect;
+mod last_words;
 mod log_tail;
 mod pulse;
 mod redial;

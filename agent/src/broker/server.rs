@@ -17,7 +17,10 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::Stdio,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -36,7 +39,7 @@ use watched::Watched;
 use super::{
     BrokerError,
     binary::Binary,
-    connect, log_tail,
+    connect, last_words, log_tail,
     store::{self, Store, StoreState, set_aside},
 };
 use crate::{link::watchdog::Step, metrics::Metrics, supervise::Tasks};
@@ -118,7 +121,8 @@ impl Server {
         paused.parents.iter_mut().for_each(|parents| parents.paused = true);
         let paused = text(&paused)?;
 
-        let launch = Launch { binary: binary.clone(), files: files.clone(), config };
+        let launch =
+            Launch { binary: binary.clone(), files: files.clone(), config, logged: AtomicU64::default() };
         let left = left_behind(dir);
         // Where the pid file was lost or is an older one, more than one may run.
         for pid in all_left_behind(dir).into_iter().filter(|pid| Some(*pid) != left) {
@@ -252,6 +256,8 @@ struct Launch {
     binary: Binary,
     files: Files,
     config: String,
+    /// How long the log was before the last start.
+    logged: AtomicU64,
 }
 
 impl Launch {
@@ -260,6 +266,7 @@ impl Launch {
         let dir = self.files.dir.clone();
         // Reading blocks takes its time; what goes wrong with it is no reason not to start.
         let _ = tokio::task::spawn_blocking(move || store::keep_damaged(&dir)).await;
+        self.logged.store(last_words::length(&self.files.log), Ordering::Relaxed);
         spawn(&self.binary, &self.files, &self.config).map(Process::Own)
     }
 
@@ -271,10 +278,9 @@ impl Launch {
         passwords: &Passwords,
     ) -> Result<Process, BrokerError> {
         for _ in 0..WITHOUT {
-            let log = log_length(&self.files.log);
             match wait_until_up(process, client, passwords).await {
                 Err(Down::Died { code: Some(PANICKED), end }) => {
-                    let Some(stream) = died_over(&self.files.log, log) else {
+                    let Some(stream) = self.died_over() else {
                         return Err(self.not_up(&end));
                     };
                     self.go_without(&stream, &end)?;
@@ -288,6 +294,10 @@ impl Launch {
         Err(self.not_up(&format!("it died over {WITHOUT} streams")))
     }
 
+    fn died_over(&self) -> Option<String> {
+        last_words::died_over(&self.files.log, self.logged.load(Ordering::Relaxed))
+    }
+
     fn go_without(&self, stream: &str, end: &str) -> Result<(), BrokerError> {
         let kept = set_aside::whole(&self.files.dir, stream)?;
         tracing::error!(stream, end, kept_in = %kept.display(),
@@ -296,29 +306,8 @@ impl Launch {
     }
 
     fn not_up(&self, end: &str) -> BrokerError {
-        BrokerError::NotUp(format!("{end}; it says: {}", last_complaint(&self.files.log)))
+        BrokerError::NotUp(format!("{end}; it says: {}", last_words::complaint(&self.files.log)))
     }
-}
-
-fn log_length(log: &Path) -> u64 {
-    fs::metadata(log).map_or(0, |meta| meta.len())
-}
-
-/// The stream that the server was reading when it died, by what it has logged since.
-fn died_over(log: &Path, since: u64) -> Option<String> {
-    let bytes = fs::read(log).ok()?;
-    let text = String::from_utf8_lossy(bytes.get(usize::try_from(since).ok()?..)?).into_owned();
-    unfinished(&text).map(str::to_owned)
-}
-
-/// The first stream whose reading was begun and not ended.
-fn unfinished(log: &str) -> Option<&str> {
-    let begun = log.lines().filter(|line| line.contains("Starting restore for stream"));
-    let names = begun.filter_map(|line| line.rsplit_once(" > ")?.1.split('\'').next());
-    let ended = |name: &str| {
-        log.lines().any(|line| line.contains("Restored ") && line.contains(&format!(" > {name}'")))
-    };
-    names.into_iter().find(|name| !ended(name))
 }
 
 fn spawn(binary: &Binary, files: &Files, config: &str) -> Result<Child, BrokerError> {
@@ -491,14 +480,4 @@ fn is_alive(pid: Pid) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
     // The state is the first field behind the name, which stands in parentheses.
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
-}
-
-/// What the server complained about last.
-fn last_complaint(log: &Path) -> String {
-    let text = fs::read_to_string(log).unwrap_or_default();
-    let complaint = text
-        .lines()
-        .rev()
-        .find(|line| line.contains("[FTL]") || line.contains("[ERR]") || line.contains("nats-server:"));
-    complaint.unwrap_or("nothing").trim().to_owned()
 }

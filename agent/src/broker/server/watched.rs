@@ -7,8 +7,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    BACKOFF, End, Launch, MAX_BACKOFF, PANICKED, Process, STEADY, died_over, kill_process, log_length,
-    stop_process, terminate, until_ended,
+    BACKOFF, End, Launch, MAX_BACKOFF, PANICKED, Process, STEADY, kill_process, stop_process, terminate,
+    until_ended,
 };
 use crate::{
     broker::{pulse, redial, store::Store},
@@ -37,13 +37,12 @@ impl Watched {
         let mut wait = BACKOFF;
         loop {
             let started = tokio::time::Instant::now();
-            let log = log_length(&self.launch.files.log);
             let Some((end, code)) = self.until_ended(&mut process, &cancel).await else {
                 stop_process(process).await;
                 return Ok(());
             };
             if code == Some(PANICKED)
-                && let Some(stream) = died_over(&self.launch.files.log, log)
+                && let Some(stream) = self.launch.died_over()
                 && let Err(error) = self.launch.go_without(&stream, &end)
             {
                 tracing::error!(%error, "nats-server cannot be started without a stream that it dies over");

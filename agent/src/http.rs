@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     link::uplink::UplinkState,
     metrics::Metrics,
+    replicas::ReplicaState,
     status::{Addresses, Status},
 };
 
@@ -36,6 +37,8 @@ pub struct Facts {
     pub children: watch::Receiver<Vec<ChildStatus>>,
     /// What became of all events; only global knows.
     pub losses: watch::Receiver<Option<Report>>,
+    /// How the replicas of this path stand; `None` where there is one agent alone.
+    pub replica: Option<watch::Receiver<ReplicaState>>,
     /// What it counts.
     pub metrics: Metrics,
 }
@@ -55,12 +58,14 @@ pub async fn run(listener: TcpListener, facts: Arc<Facts>, cancel: CancellationT
 type Known = extract::State<Arc<Facts>>;
 
 /// Ready means that events are taken: the own server is there. A cut link does not make an agent
-/// unready, since working on without a parent is what it is for.
+/// unready, since working on without a parent is what it is for. Nor does standing by: a replica that is ready
+/// to act is what whoever restarts one after the other has to wait for.
 async fn ready(facts: Known) -> impl IntoResponse {
     let connected = facts.mesh.connection_state() == State::Connected;
     let uplink = facts.uplink.as_ref().map(|uplink| uplink.borrow().open);
     let code = if connected { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(json!({ "ready": connected, "natsServer": connected, "parentLink": uplink })))
+    let acts = facts.replica.as_ref().map(|replica| replica.borrow().acts);
+    (code, Json(json!({ "ready": connected, "natsServer": connected, "parentLink": uplink, "acts": acts })))
 }
 
 async fn metrics(facts: Known) -> impl IntoResponse {
@@ -83,6 +88,7 @@ async fn status(facts: Known) -> Json<Status> {
         uptime_seconds: facts.started.elapsed().as_secs(),
         refused: facts.metrics.refused_total(),
         parent: facts.uplink.as_ref().map(|uplink| uplink.borrow().clone()),
+        replica: facts.replica.as_ref().map(|replica| replica.borrow().clone()),
         children: facts.children.borrow().clone(),
         addresses: facts.addresses.clone(),
     })

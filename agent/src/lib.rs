@@ -21,6 +21,7 @@ pub mod lanes;
 pub mod link;
 pub mod logging;
 pub mod metrics;
+pub mod replicas;
 pub mod runner;
 pub mod status;
 pub mod supervise;

@@ -74,6 +74,12 @@ pub struct Metrics {
     pub dead_letters_dropped: Counter,
     /// Starts of the nats-server after the first.
     pub server_restarts: Counter,
+    /// 1 while this replica acts.
+    pub lease_held: Gauge,
+    /// How often the lease has changed hands, as far as known.
+    pub lease_epoch: Gauge,
+    /// How often this replica began to act.
+    pub take_overs: Counter,
     /// Tasks by outcome.
     pub tasks: Family<Reason, Counter>,
     /// Tasks that run on this agent now.
@@ -135,6 +141,9 @@ impl Metrics {
             self.dead_letters_dropped.clone(),
         );
         r.register("server_restarts", "Restarts of the nats-server", self.server_restarts.clone());
+        r.register("lease_held", "1 while this replica acts", self.lease_held.clone());
+        r.register("lease_epoch", "How often the lease has changed hands", self.lease_epoch.clone());
+        r.register("take_overs", "How often this replica began to act", self.take_overs.clone());
         r.register("tasks", "Tasks by outcome", self.tasks.clone());
         r.register("tasks_running", "Tasks running here", self.tasks_running.clone());
         let mut text = String::new();

@@ -9,7 +9,7 @@ use coordinator::{
 use hierarchy::{Level, Path, rollup::Health};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::link::uplink::UplinkState;
+use crate::{link::uplink::UplinkState, replicas::ReplicaState};
 
 /// The tree as one agent sees it: itself, its parent, its children.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -32,6 +32,9 @@ pub struct Status {
     /// The link to the parent; absent at global.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<UplinkState>,
+    /// How the replicas of this path stand; absent where there is one agent alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica: Option<ReplicaState>,
     /// Its direct children.
     pub children: Vec<ChildStatus>,
     /// Where it can be reached on this machine.
@@ -130,6 +133,15 @@ impl Status {
             let state = if parent.open { "up" } else { "down" };
             let version = parent.parent_version.as_deref().unwrap_or("-");
             let _ = writeln!(text, "  parent  {state}  waiting {}  agent {version}", parent.lag());
+        }
+        if let Some(replica) = &self.replica {
+            let role = if replica.acts { "acts" } else { "stands by" };
+            let holder = replica.holder.as_deref().unwrap_or("nobody");
+            let _ = writeln!(
+                text,
+                "  replica {} {role}  lease held by {holder}, epoch {}",
+                replica.instance, replica.epoch
+            );
         }
         if self.children.is_empty() {
             return text;

@@ -5,6 +5,7 @@
 //! once as the machine has cores, whichever test binaries want them.
 
 pub mod burst;
+pub mod core;
 pub mod door;
 pub mod eventually;
 pub mod forge;
@@ -21,6 +22,8 @@ pub mod publisher;
 pub mod random;
 pub mod scrape;
 mod turn;
+
+pub use core::Core;
 
 pub use mesh::{Mesh, path};
 pub use observer::Observer;

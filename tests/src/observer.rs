@@ -110,6 +110,11 @@ impl Observer {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// How many events have arrived from an origin so far, those of its agent included.
+    pub fn count(&self, origin: &Path) -> usize {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).events.get(origin).map_or(0, Vec::len)
+    }
+
     /// Waits until everything in the ledgers has arrived, or patience ends; then nothing may be wrong with
     /// it, and every batch must have verified.
     pub async fn expect_all<'a>(

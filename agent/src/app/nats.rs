@@ -26,10 +26,17 @@ use crate::{
 };
 
 /// The agent's ways into its server.
+#[derive(Clone)]
 pub(super) struct Connections {
     pub(super) mesh: Client,
     pub(super) up: Option<Client>,
     pub(super) down: Option<Client>,
+}
+
+impl Connections {
+    pub(super) fn all(&self) -> impl Iterator<Item = &Client> {
+        [Some(&self.mesh), self.up.as_ref(), self.down.as_ref()].into_iter().flatten()
+    }
 }
 
 pub(super) async fn start_broker(
@@ -45,9 +52,9 @@ pub(super) async fn start_broker(
     };
     match &config.nats {
         Nats::External(external) => {
-            let url = external.url.clone();
+            let urls = external.urls.clone();
             let as_user = async |credentials: &crate::config::Credentials| {
-                connect(url.clone(), &credentials.user, credentials.password.expose(), "external").await
+                connect(urls.clone(), &credentials.user, credentials.password.expose(), "external").await
             };
             let connections = Connections {
                 mesh: as_user(&external.mesh).await?,
@@ -61,12 +68,8 @@ pub(super) async fn start_broker(
                 },
             };
             let version = connections.mesh.server_info().version;
-            Ok((
-                None,
-                version,
-                connections,
-                addresses(format!("{}:{}", external.url.host(), external.url.port())),
-            ))
+            let first = external.urls.first().map(|url| format!("{}:{}", url.host(), url.port()));
+            Ok((None, version, connections, addresses(first.unwrap_or_default())))
         }
         Nats::Embedded(embedded) => {
             let binary = Binary::find(&embedded.server, embedded.heap_limit).await?;

@@ -325,7 +325,7 @@ fn an_external_server_needs_credentials_and_shows_none() {
     let external = "
         nats.mode = \"external\"
         [nats.external]
-        url = \"tls://nats.example:4222\"
+        urls = [\"tls://nats.example:4222\"]
         mesh_user = \"m\"
         mesh_password = \"hush1\"
         up_user = \"u\"

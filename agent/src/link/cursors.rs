@@ -50,21 +50,28 @@ impl CursorError {
     }
 }
 
-/// Keeps the checkpoint.
-pub async fn save(bucket: &kv::Store, checkpoint: &Checkpoint) -> Result<(), CursorError> {
+/// Keeps the checkpoint; its revision. With `after` only if that is the revision of the one before: an older
+/// one of another replica, on its way for long, must not take the place of a newer one.
+pub async fn save(
+    bucket: &kv::Store,
+    checkpoint: &Checkpoint,
+    after: Option<u64>,
+) -> Result<u64, CursorError> {
     let text = serde_json::to_vec(checkpoint).map_err(CursorError::on("kept"))?;
-    bucket.put(KEY, text.into()).await.map_err(CursorError::on("kept"))?;
-    Ok(())
+    match after {
+        None => bucket.put(KEY, text.into()).await.map_err(CursorError::on("kept")),
+        Some(after) => bucket.update(KEY, text.into(), after).await.map_err(CursorError::on("kept")),
+    }
 }
 
-/// The last checkpoint, brought up to the end of the streams. Orphans, records of a store that failed
-/// half-way, are removed from them.
+/// The last checkpoint, brought up to the end of the streams, and the revision of that checkpoint. Orphans,
+/// records of a store that failed half-way, are removed from them.
 pub async fn recover(
     js: &jetstream::Context,
     bucket: &kv::Store,
     own: Level,
-) -> Result<Checkpoint, CursorError> {
-    let kept = newest(bucket).await?;
+) -> Result<(Checkpoint, u64), CursorError> {
+    let (kept, revision) = newest(bucket).await?;
     let is_kept = kept.is_some();
     let mut recovery = Recovery { own, is_kept, found: kept.unwrap_or_default() };
     match own {
@@ -75,7 +82,7 @@ pub async fn recover(
             }
         }
     }
-    Ok(recovery.found)
+    Ok((recovery.found, revision))
 }
 
 struct Recovery {
@@ -194,12 +201,12 @@ fn text<'a>(message: &'a jetstream::Message, name: &str) -> Option<&'a str> {
 
 /// The newest checkpoint that can be read. What cannot be is not the agent's: an application can have the
 /// server write an answer onto any subject, and so onto this key.
-async fn newest(bucket: &kv::Store) -> Result<Option<Checkpoint>, CursorError> {
+async fn newest(bucket: &kv::Store) -> Result<(Option<Checkpoint>, u64), CursorError> {
     let history = bucket.history(KEY).await.map_err(CursorError::on("read"))?;
     let entries: Vec<kv::Entry> = history.try_collect().await.map_err(CursorError::on("read"))?;
     let readable = entries.iter().rev().find_map(|entry| serde_json::from_slice(&entry.value).ok());
     if readable.is_none() && !entries.is_empty() {
         tracing::error!("no checkpoint of the link can be read; the whole of the lanes is");
     }
-    Ok(readable)
+    Ok((readable, entries.last().map_or(0, |entry| entry.revision)))
 }

@@ -20,11 +20,12 @@ pub use exchange::{FromChild, ToChild, WorkFromChild, handoff};
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use hierarchy::{
     ByLane, Path,
-    link::{Origins, Parent},
+    link::{Origins, Parent, ParentMessage},
     signing::{Signer, Verifier},
     subject,
 };
 pub use judge::STORED_FOR;
+use recovery::{Guard, patiently, take_stock};
 use store::{Done, Sent};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -43,6 +44,8 @@ use crate::{
 
 /// Bytes of each lane that a child may have under way.
 const CREDIT: ByLane<u64> = ByLane { critical: 4 << 20, normal: 4 << 20, bulk: 4 << 20 };
+/// How long a subscription may take to reach the server.
+const HEARD_WITHIN: Duration = Duration::from_millis(500);
 /// How often the cursors are checkpointed.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
 
@@ -60,6 +63,8 @@ pub struct DownlinkParts {
     pub js: jetstream::Context,
     /// The link's bucket.
     pub bucket: kv::Store,
+    /// Another replica may write into the store, too, if only for a moment. At global alone.
+    pub shared: bool,
     /// The connection in account DOWN.
     pub down: Client,
     /// Told who is there and how they are.
@@ -91,6 +96,9 @@ pub enum DownlinkError {
     /// The cursors could not be read.
     #[error(transparent)]
     Cursors(#[from] cursors::CursorError),
+    /// A fence was not taken.
+    #[error("no fence could be raised in the store: {0}")]
+    Fence(#[from] jetstream::context::PublishError),
     /// The connection ended.
     #[error("the connection to the own nats-server ended")]
     Closed,
@@ -121,12 +129,20 @@ pub struct Downlink {
     /// Words for publishers below who wait until their events are durable here.
     answers: Vec<ToChild>,
     kept: Checkpoint,
+    /// Present where others may write, too.
+    guard: Option<Guard>,
+    /// Whether others did, or may have.
+    in_doubt: bool,
 }
 
 impl Downlink {
     /// Recovers the cursors, then serves until cancelled.
     pub async fn run(parts: DownlinkParts, cancel: CancellationToken) -> Result<(), DownlinkError> {
-        let kept = cursors::recover(&parts.js, &parts.bucket, parts.path.level()).await?;
+        let stock = match parts.shared {
+            true => patiently(&cancel, || take_stock(&parts, true)).await,
+            false => Some(take_stock(&parts, false).await?),
+        };
+        let Some((kept, guard)) = stock else { return Ok(()) };
         let mut inbox = parts.down.subscribe(subject::LINK_UP_ALL).await?;
         let mut downlink = Downlink {
             counted: kept.places,
@@ -137,6 +153,8 @@ impl Downlink {
             next_ticket: 0,
             answers: Vec::new(),
             kept,
+            guard,
+            in_doubt: false,
             parts,
         };
         for (child, cursors) in downlink.kept.children.clone() {
@@ -144,6 +162,9 @@ impl Downlink {
             downlink.children.insert(child, state);
         }
         downlink.sound_again();
+        if downlink.parts.shared {
+            downlink.call_children().await;
+        }
         let served = downlink.serve(&mut inbox, &cancel).await;
         downlink.settle().await;
         downlink.checkpoint().await;
@@ -167,7 +188,12 @@ impl Downlink {
                 }
                 Some(done) = self.storing.next(), if !self.storing.is_empty() => touched.push(self.on_done(done)),
                 Some(order) = self.parts.orders.recv() => self.send(&order.child, &order.message, None).await,
-                _ = timer.tick() => self.checkpoint().await,
+                _ = timer.tick() => {
+                    self.checkpoint().await;
+                    if self.in_doubt {
+                        self.heal_all(cancel).await?;
+                    }
+                }
             }
             // One receipt covers all that is durable by now.
             while let Some(Some(done)) = self.storing.next().now_or_never() {
@@ -180,6 +206,19 @@ impl Downlink {
                 self.heal(&child, cancel).await?;
                 self.reply(&child).await;
             }
+        }
+    }
+
+    /// A child whose parent has changed hands hears of it at once, and not when its next frame stays unanswered:
+    /// a message under a key that it does not know makes it greet.
+    async fn call_children(&mut self) {
+        // Whoever greets now must be heard.
+        let heard = tokio::time::timeout(HEARD_WITHIN, self.parts.down.flush()).await;
+        if !matches!(heard, Ok(Ok(()))) {
+            tracing::debug!("the children are not called: the nats-server is slow");
+        }
+        for child in self.children.keys().cloned().collect::<Vec<_>>() {
+            self.send(&child, &ParentMessage::Reset { session: 0 }, None).await;
         }
     }
 

@@ -14,7 +14,7 @@ use hierarchy::{
 use super::{Downlink, ToChild, judge::Judged};
 use crate::{
     lanes::{kept_at, stream_of, tail::Stored},
-    link::{contents::Contents, header},
+    link::{contents::Contents, fences, header},
     metrics::Reason,
 };
 
@@ -84,10 +84,6 @@ impl Downlink {
         headers.insert(header::EVENTS, batch.span.to_string());
         headers.insert(header::COUNT, envelope.batch().map_or(0, |head| head.count).to_string());
         let level = self.parts.path.level();
-        let publish = PublishMessage::build()
-            .payload(bytes.clone())
-            .headers(headers)
-            .expected_stream(stream_of(level, lane));
         let Some(subject) = kept_at(level, lane, envelope.subject()) else { return };
         self.notice(child, batch);
 
@@ -98,6 +94,13 @@ impl Downlink {
         {
             self.on_done(done);
         }
+        if let Some(post) = self.free_post().await {
+            fences::name_in(&mut headers, post);
+        }
+        let publish = PublishMessage::build()
+            .payload(bytes.clone())
+            .headers(headers)
+            .expected_stream(stream_of(level, lane));
         let events = envelope.batch().map_or(0, |head| head.count);
         let (child, last, ticket) = (child.clone(), record.last, self.next_ticket);
         self.next_ticket += 1;
@@ -132,6 +135,19 @@ impl Downlink {
             };
             Done { child, lane, last, events, ticket, stored }
         }));
+    }
+
+    /// The fence that the next write names; waits until there is one that may be named.
+    async fn free_post(&mut self) -> Option<(usize, u64)> {
+        loop {
+            let idle = self.storing.is_empty();
+            if let Some(post) = self.guard.as_mut()?.fences.next(idle) {
+                return Some(post);
+            }
+            if let Some(done) = self.storing.next().await {
+                self.on_done(done);
+            }
+        }
     }
 
     pub(super) fn on_done(&mut self, done: Done) -> Path {

@@ -12,7 +12,7 @@ use std::{
 
 use agent::{
     dev::{fleet::log_file, plan::PlannedAgent},
-    status::{self, Status},
+    status::{self, Addresses, Status},
 };
 use async_nats::{Client, ConnectOptions};
 use coordinator::ledger::Report;
@@ -20,10 +20,8 @@ use hierarchy::Path;
 use nats_config::{LeafListen, Password, Passwords, ServerOptions, SyncPolicy, TlsFiles, names};
 use nix::sys::signal::Signal;
 
-use crate::{Mesh, eventually, mesh::path, processes, program};
+use crate::{Mesh, eventually, mesh::path, processes, program, valve::Valve};
 
-/// How long the servers of a core may take to agree on who leads.
-const SERVERS_UP_WITHIN: Duration = Duration::from_secs(30);
 /// How long replicas may take to come up.
 const UP_WITHIN: Duration = Duration::from_secs(60);
 /// How soon another one acts.
@@ -31,6 +29,7 @@ pub const TAKE_OVER: &str = "2500ms";
 
 /// Servers and replicas.
 pub struct Core {
+    global: PlannedAgent,
     servers: Vec<Server>,
     replicas: Vec<Replica>,
     passwords: Passwords,
@@ -46,6 +45,8 @@ struct Replica {
     name: &'static str,
     agent: PlannedAgent,
     process: Option<Child>,
+    /// Its way to the first server.
+    valve: Valve,
 }
 
 impl Core {
@@ -58,9 +59,7 @@ impl Core {
         })
         .await;
         let core = core.expect("it was laid out");
-        // Whoever asks for global's address is told by the first replica, which stands where global would.
-        let global = core.replicas[0].agent.clone();
-        mesh.plan.agents.insert(0, global);
+        mesh.plan.agents.insert(0, core.global.clone());
         core.wait_for_holder(None).await;
         for at in paths {
             mesh.linked(at).await;
@@ -80,23 +79,36 @@ impl Core {
                 Server::start(&home, n, ports(), leaf, &planned.children, &passwords, &routes)
             })
             .collect();
-        let urls: Vec<String> = servers.iter().map(|server| format!("\"nats://{}\"", server.client)).collect();
+        let others: String =
+            servers[1..].iter().map(|server| format!(", \"nats://{}\"", server.client)).collect();
         let replicas = ["a", "b"].map(|name| {
-            // The first one lies where the plan has it.
-            let folder = if name == "a" { home.clone() } else { home.with_file_name("global-b") };
+            let valve = Valve::before(servers[0].client, ports());
+            let urls = format!("\"nats://{}\"{others}", valve.address());
+            let folder = home.with_file_name(format!("global-{name}"));
             fs::create_dir_all(&folder).expect("there is room for temporary files");
             let agent = PlannedAgent {
                 path: path("global"),
                 config: folder.join("agent.toml"),
                 state: folder.join("state"),
             };
-            let text = planned.replica(&home, name, &urls.join(", "), routes.len(), &passwords);
+            let text = planned.replica(&home, name, &urls, routes.len(), &passwords);
             fs::write(&agent.config, text).expect("there is room for temporary files");
-            let mut replica = Replica { name, agent, process: None };
+            let mut replica = Replica { name, agent, process: None, valve };
             replica.spawn();
             replica
         });
-        Core { servers, replicas: replicas.into(), passwords }
+        // Whoever asks for global's address is led to the first server.
+        let addresses = Addresses {
+            pid: std::process::id(),
+            http: SocketAddr::from(([127, 0, 0, 1], 0)),
+            nats: servers[0].client.to_string(),
+            monitor: None,
+            leaf: Some(planned.leaf),
+        };
+        fs::create_dir_all(&global.state).expect("there is room for temporary files");
+        let text = serde_json::to_vec(&addresses).expect("addresses are JSON");
+        fs::write(global.state.join(status::ADDRESS_FILE), text).expect("there is room for temporary files");
+        Core { global: global.clone(), servers, replicas: replicas.into(), passwords }
     }
 
     /// A connection with the agent's own rights.
@@ -166,12 +178,20 @@ impl Core {
         let replica = self.replica_mut(name);
         let process = replica.process.as_mut().expect("it was started");
         eventually!(UP_WITHIN, {
-            process.try_wait().map_err(|error| error.to_string()).and_then(|ended| ended.ok_or("it runs".into()))
+            process
+                .try_wait()
+                .map_err(|error| error.to_string())
+                .and_then(|ended| ended.ok_or("it runs".into()))
         });
         // The file of a killed one names an address where nobody is.
         let _ = fs::remove_file(replica.agent.state.join(status::ADDRESS_FILE));
         replica.spawn();
         eventually!(UP_WITHIN, self.status(name).await.ok_or("it does not answer"));
+    }
+
+    /// The way of a replica to a core's only server.
+    pub fn valve(&self, name: &str) -> &Valve {
+        &self.replica(name).valve
     }
 
     /// Kills a server with SIGKILL.
@@ -371,10 +391,4 @@ window = "5s"
             children = children.join(", "),
         )
     }
-}
-
-/// Waits until the core's servers keep streams: those of a cluster have to agree on who leads first.
-pub async fn servers_up(client: &Client) {
-    let js = async_nats::jetstream::new(client.clone());
-    eventually!(SERVERS_UP_WITHIN, js.query_account().await);
 }

@@ -22,6 +22,7 @@ pub mod publisher;
 pub mod random;
 pub mod scrape;
 mod turn;
+pub mod valve;
 
 pub use core::Core;
 

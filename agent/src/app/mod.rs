@@ -98,7 +98,7 @@ impl Agent {
     async fn start(config: Config) -> Result<Agent, AppError> {
         let started = Instant::now();
         let svid = Svid::load(&config.identity, &config.spiffe_id(), clock::wall())?;
-        let signer = Arc::new(make_signer(&svid)?);
+        make_signer(&svid)?;
         let metrics = Metrics::new();
         let listener = listen_http(config.http.listen).await?;
         let http = listener.local_addr().map_err(|error| AppError::Machine(error.to_string()))?;
@@ -107,7 +107,7 @@ impl Agent {
         addresses.http = http;
         let js = ContextBuilder::new().timeout(Duration::from_secs(5)).build(connections.mesh.clone());
         ensure_streams(&config, &js).await?;
-        let ground = Ground { config, svid, signer, connections, js, metrics, board: Board::default() };
+        let ground = Ground { config, svid, connections, js, metrics, board: Board::default() };
 
         let mut always = Tasks::new(CancellationToken::new());
         let (role, seat) = match &ground.config.replicas {

@@ -10,7 +10,7 @@ use hierarchy::{
     ByLane, Level,
     link::{ChildLimits, PackLimits},
     rollup::Health,
-    signing::{Signer, Verifier},
+    signing::Verifier,
 };
 use nats_config::streams::{BINDINGS_BUCKET, LINK_BUCKET, TASKS_BUCKET};
 use tokio::sync::{mpsc, watch};
@@ -20,6 +20,7 @@ use super::{
     AppError,
     nats::{Connections, open_bucket},
     options::{lane_bounds, make_policy, make_registry},
+    signer::make_signer,
 };
 use crate::{
     accounting::{
@@ -67,7 +68,6 @@ const QUEUE: usize = 4096;
 pub(super) struct Ground {
     pub(super) config: Config,
     pub(super) svid: Svid,
-    pub(super) signer: Arc<Signer>,
     pub(super) connections: Connections,
     pub(super) js: jetstream::Context,
     pub(super) metrics: Metrics,
@@ -105,7 +105,9 @@ impl Board {
 
 /// Starts everything that acts; `over` ends it.
 pub(super) async fn start(ground: &Ground, over: CancellationToken) -> Result<Tasks, AppError> {
-    let Ground { config, svid, signer, connections, js, metrics, board } = ground;
+    let Ground { config, svid, connections, js, metrics, board } = ground;
+    // A key of its own for each term: that a child does not know it tells the child to greet.
+    let signer = Arc::new(make_signer(svid)?);
     let bucket = |name: &'static str| open_bucket(js, name);
     let (link, bindings, tasks_bucket) =
         (bucket(LINK_BUCKET).await?, bucket(BINDINGS_BUCKET).await?, bucket(TASKS_BUCKET).await?);

@@ -25,15 +25,12 @@ pub async fn ensure(
     buckets: &[KvSpec],
 ) -> Result<(), BrokerError> {
     for spec in streams {
-        let failed = |reason: String| BrokerError::Stream { name: spec.name.clone(), reason };
-        let born = match js.get_stream(&spec.name).await {
-            Ok(stream) => stream.cached_info().config.metadata.get(BORN).cloned(),
-            Err(error) if is_missing(&error.kind()) => None,
-            Err(error) => return Err(failed(error.to_string())),
-        };
-        let born = born.unwrap_or_else(|| clock::wall().0.to_string());
-        let config = Config { metadata: [(BORN.to_owned(), born)].into(), ..stream_config(spec) };
-        let made = js.create_or_update_stream(config).await.map_err(|error| failed(error.to_string()))?;
+        let mut made = ensure_one(js, spec).await;
+        if made.is_err() {
+            // A replica that was started at the same time made it just now, at another time of birth.
+            made = ensure_one(js, spec).await;
+        }
+        let made = made.map_err(|reason| BrokerError::Stream { name: spec.name.clone(), reason })?;
         // An older server passes over options it does not know, so what it made is read back.
         if made.config.max_bytes != spec.max_bytes as i64
             || made.config.retention != retention(spec.retention)
@@ -47,6 +44,17 @@ pub async fn ensure(
             .map_err(|error| BrokerError::Stream { name: spec.bucket.clone(), reason: error.to_string() })?;
     }
     Ok(())
+}
+
+async fn ensure_one(js: &jetstream::Context, spec: &StreamSpec) -> Result<Info, String> {
+    let born = match js.get_stream(&spec.name).await {
+        Ok(stream) => stream.cached_info().config.metadata.get(BORN).cloned(),
+        Err(error) if is_missing(&error.kind()) => None,
+        Err(error) => return Err(error.to_string()),
+    };
+    let born = born.unwrap_or_else(|| clock::wall().0.to_string());
+    let config = Config { metadata: [(BORN.to_owned(), born)].into(), ..stream_config(spec) };
+    js.create_or_update_stream(config).await.map_err(|error| error.to_string())
 }
 
 /// Which life of the store this stream is: a stream that was made anew has a later one, and no restart changes

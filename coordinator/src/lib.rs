@@ -3,7 +3,6 @@
 //! - [`registry`]: which direct children there are, and whether they are heard of.
 //! - [`aggregate`]: one roll-up for each window of time, out of the samples and roll-ups of the children.
 //! - [`policy`]: what of the children's events goes on to the parent, told by their subjects.
-//! - [`fence`]: how a stream refuses what an earlier holder still has under way.
 //! - [`lease`]: which of several replicas of one coordinator acts.
 //! - [`ledger`]: what became of every event of the levels below.
 //!
@@ -13,7 +12,6 @@
 
 pub mod aggregate;
 pub mod dispatch;
-pub mod fence;
 pub mod lease;
 pub mod ledger;
 pub mod pattern;
@@ -21,7 +19,6 @@ pub mod policy;
 pub mod registry;
 
 pub use aggregate::Aggregator;
-pub use fence::Fences;
 pub use lease::Lease;
 pub use ledger::Ledger;
 pub use pattern::Pattern;

@@ -28,7 +28,7 @@ const CRUEL_FOR: u64 = 60_000;
 /// From the last fault to a holder that writes, for clocks that are up to 5 % slow and delays of the quiet world.
 const ACTS_WITHIN: u64 = 4_500;
 
-/// Whether writes name fences, or rest on the lease alone.
+/// Whether writes name a fence, or rest on the lease alone.
 #[derive(Clone, Copy, PartialEq)]
 enum Fencing {
     On,
@@ -87,7 +87,11 @@ impl World {
     }
 
     fn send(&mut self, side: usize, asked: Asked) {
-        // What is sent while the connection is cut arrives behind the cut: too late, and all at once.
+        // What is sent while the connection is cut arrives behind the cut, too late and all at once; or it is
+        // lost.
+        if self.sides[side].cut_until > self.now && self.random.chance(50) {
+            return;
+        }
         let from = self.sides[side].cut_until.max(self.now);
         let at = (from + self.delay()).max(self.arrives[side]);
         self.arrives[side] = at;

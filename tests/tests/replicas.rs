@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use async_nats::{
     Client, HeaderMap,
@@ -24,7 +24,7 @@ const RATE: u32 = 500;
 /// The promise: from the fault to the first new event that is durable at global.
 const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(5);
 const ARRIVED_WITHIN: Duration = Duration::from_secs(60);
-const FENCE: &str = "lucent.hierarchy.global.agent.fence.";
+const FENCE: &str = "lucent.hierarchy.global.agent.fence";
 
 /// A core, a mesh below it with events on their way, and somebody who holds them against what arrives.
 struct Scene {
@@ -116,19 +116,25 @@ async fn let_in_by_the_newest_fence(client: &Client) -> usize {
     let config =
         pull::OrderedConfig { deliver_policy: DeliverPolicy::All, headers_only: true, ..Default::default() };
     let mut messages = stream.create_consumer(config).await.unwrap().messages().await.unwrap();
-    let mut fences: BTreeMap<String, u64> = BTreeMap::new();
-    let mut batches = 0;
+    let (mut fence, mut batches, mut group) = (0, 0, None);
     while let Some(message) = messages.next().await {
         let message = message.unwrap();
         let place = message.info().unwrap().stream_sequence;
-        if message.subject.starts_with(FENCE) {
-            fences.insert(message.subject.to_string(), place);
-        } else if message.headers.as_ref().is_some_and(|headers| headers.get("Lucent-Link").is_some()) {
-            let headers = message.headers.as_ref();
-            let post: String = header(headers, "Nats-Expected-Last-Subject-Sequence-Subject")
-                .expect("a batch names a fence");
-            let named: u64 = header(headers, "Nats-Expected-Last-Subject-Sequence").unwrap();
-            assert_eq!(fences.get(&post), Some(&named), "the batch at {place} names an old fence at {post}");
+        let headers = message.headers.as_ref();
+        if message.subject.as_str() == FENCE {
+            fence = place;
+        } else if header::<String>(headers, "Lucent-Link").is_some() {
+            // Of those that are stored together the first one speaks for all.
+            let of_group: Option<String> = header(headers, "Nats-Batch-Id");
+            let speaks = header::<u64>(headers, "Nats-Batch-Sequence").is_none_or(|at| at == 1);
+            if speaks {
+                let named: u64 =
+                    header(headers, "Nats-Expected-Last-Subject-Sequence").expect("it names a fence");
+                assert_eq!(named, fence, "the batch at {place} names an old fence");
+                group = of_group;
+            } else {
+                assert_eq!(of_group, group, "the batch at {place} stands apart from its group");
+            }
             batches += 1;
         }
         if place >= last {
@@ -224,15 +230,14 @@ async fn the_stream_refuses_what_names_the_fence_of_an_earlier_holder() {
     let client = scene.core.agents_client().await;
     let js = jetstream::new(client.clone());
     let stream = js.get_stream("HIERARCHY").await.unwrap();
-    let batch = stream.get_last_raw_message_by_subject("lucent.hierarchy.node.n1.>").await;
-    let batch = match batch {
-        Ok(batch) => batch,
-        Err(_) => stream.get_last_raw_message_by_subject("lucent.hierarchy.node.n1").await.unwrap(),
-    };
+    let fence = stream.get_last_raw_message_by_subject(FENCE).await.unwrap().sequence;
     scene.strike(Signal::SIGTERM).await;
 
-    let late = PublishMessage::build().payload(batch.payload.clone()).headers(batch.headers.clone());
-    let refused = js.send_publish(batch.subject.clone(), late).await.unwrap().await.unwrap_err();
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Expected-Last-Subject-Sequence", fence.to_string());
+    headers.insert("Nats-Expected-Last-Subject-Sequence-Subject", FENCE);
+    let late = PublishMessage::build().payload("late".into()).headers(headers);
+    let refused = js.send_publish("lucent.hierarchy.node.n1", late).await.unwrap().await.unwrap_err();
     assert!(refused.to_string().contains("wrong last sequence"), "{refused}");
 }
 

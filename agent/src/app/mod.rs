@@ -49,6 +49,8 @@ use crate::{
 const STOP_WITHIN: Duration = Duration::from_secs(8);
 /// How long the store may take to hear that the lease is free.
 const RELEASED_WITHIN: Duration = Duration::from_secs(2);
+/// Pause before a role that could not be started is started again.
+const START_AGAIN: Duration = Duration::from_millis(500);
 /// The first version whose streams understand fences.
 const FENCES_SINCE: ServerVersion = ServerVersion::new(2, 12, 0);
 
@@ -156,11 +158,9 @@ impl Agent {
                 term = seat.take() => term,
                 end = always.first_failure() => return end.into(),
             };
-            match role::start(ground, term.over.clone()).await {
-                Ok(started) => *role = Some(started),
-                // Whoever gets the lease next may have more luck; this one is started again.
-                Err(error) if !term.over.is_cancelled() => return error,
-                Err(error) => tracing::warn!(%error, "the lease was lost before anything was done with it"),
+            match start_role(ground, &term.over).await {
+                Ok(started) => *role = started,
+                Err(error) => return error,
             }
             tokio::select! {
                 () = term.over.cancelled() => {}
@@ -188,6 +188,21 @@ impl Agent {
             server.stop().await;
         }
         let _ = fs::remove_file(self.address_file);
+    }
+}
+
+/// Servers that have just lost one of theirs may not answer at once. `None` where the term ends before they do.
+async fn start_role(ground: &Ground, over: &CancellationToken) -> Result<Option<Tasks>, AppError> {
+    loop {
+        match role::start(ground, over.clone()).await {
+            Ok(started) => return Ok(Some(started)),
+            Err(AppError::Broker(error)) => tracing::warn!(%error, "this replica cannot act yet"),
+            Err(error) => return Err(error),
+        }
+        tokio::select! {
+            () = over.cancelled() => return Ok(None),
+            () = tokio::time::sleep(START_AGAIN) => {}
+        }
     }
 }
 

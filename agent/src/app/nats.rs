@@ -1,7 +1,7 @@
 //! The nats-server of a role, started or found running elsewhere, with the agent's connections into it and
 //! its store there.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use async_nats::{
     Client,
@@ -24,6 +24,10 @@ use crate::{
     metrics::Metrics,
     status::Addresses,
 };
+
+/// How long servers that others run may take until they keep streams.
+const EXTERNAL_READY_WITHIN: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// The agent's ways into its server.
 #[derive(Clone)]
@@ -113,10 +117,22 @@ fn faces_loopback_only(config: &Config) -> bool {
     leaf && parents
 }
 
+/// An own server is ready when it is up. The servers of a cluster may still have to find each other.
 pub(super) async fn ensure_streams(config: &Config, js: &jetstream::Context) -> Result<(), BrokerError> {
     let limits = stream_limits(config);
     let streams = nats_config::streams(config.level(), &limits);
-    broker::streams::ensure(js, &streams, &nats_config::kv_buckets(config.level(), &limits)).await
+    let buckets = nats_config::kv_buckets(config.level(), &limits);
+    let deadline = tokio::time::Instant::now() + EXTERNAL_READY_WITHIN;
+    loop {
+        let made = broker::streams::ensure(js, &streams, &buckets).await;
+        match (&made, &config.nats) {
+            (Err(error), Nats::External(_)) if tokio::time::Instant::now() < deadline => {
+                tracing::info!(%error, "waiting for JetStream");
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            _ => return made,
+        }
+    }
 }
 
 pub(super) async fn open_bucket(

@@ -105,6 +105,7 @@ fn stream_config(spec: &StreamSpec) -> Config {
         duplicate_window: spec.duplicate_window,
         storage: StorageType::File,
         no_ack: spec.no_ack,
+        allow_atomic_publish: spec.atomic,
         republish: spec.republish.as_ref().map(|[source, destination]| Republish {
             source: source.clone(),
             destination: destination.clone(),

@@ -171,6 +171,10 @@ fn embedded(r: &mut Reader, level: Option<Level>) -> Option<Embedded> {
 fn external(r: &mut Reader, level: Option<Level>) -> Option<External> {
     let urls = external_urls(r);
     let copies = r.count("nats.external.copies");
+    if let Some(level) = level.filter(|level| *level != Level::Global) {
+        let remedy = "only global's streams have copies, remove the key";
+        r.refuse_all("nats.external.copies", &Problem::Misplaced { level, remedy });
+    }
     let mesh = credentials(r, "mesh");
     let up = match level {
         Some(level @ Level::Global) => {
@@ -192,17 +196,21 @@ fn external(r: &mut Reader, level: Option<Level>) -> Option<External> {
         }
         _ => credentials(r, "down").map(Some),
     };
+    let copies = match copies {
+        None if r.is_set("nats.external.copies") => None,
+        set => Some(set.unwrap_or(1)),
+    };
     Some(External { urls: urls?, copies: copies?, mesh: mesh?, up: up?, down: down? })
 }
 
 fn external_urls(r: &mut Reader) -> Option<Vec<async_nats::ServerAddr>> {
     const KEY: &str = "nats.external.urls";
+    let texts = r.list::<String>(KEY);
     if !r.is_set(KEY) {
         r.missing(KEY, "give the server's address, as in [\"tls://nats.example:4222\"]");
         return None;
     }
-    let texts = r.list::<String>(KEY)?;
-    let urls: Option<Vec<async_nats::ServerAddr>> = texts.iter().map(|text| text.parse().ok()).collect();
+    let urls: Option<Vec<async_nats::ServerAddr>> = texts?.iter().map(|text| text.parse().ok()).collect();
     let plain = |url: &async_nats::ServerAddr| !url.has_user_pass() && matches!(url.scheme(), "nats" | "tls");
     let urls = urls.filter(|urls| !urls.is_empty() && urls.iter().all(plain));
     if urls.is_none() {

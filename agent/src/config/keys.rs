@@ -233,8 +233,8 @@ pub(super) static KEYS: &[Key] = &[
     key(
         "nats.external.copies",
         Kind::Count(1, 5),
-        Default("1"),
-        "How many servers of the cluster hold each stream, at global: 3 of a cluster of three",
+        Absent("1: one server holds each stream", "3"),
+        "How many servers of the cluster hold each stream; only at global",
     ),
     key(
         "nats.external.mesh_user",

@@ -63,9 +63,11 @@ impl Home {
     /// Collects results until cancelled.
     pub async fn run(parts: HomeParts, cancel: CancellationToken) -> Result<(), DispatchError> {
         let mut home = Home { due: BinaryHeap::new(), parts };
-        for record in home.parts.records.retrying().await? {
-            if let TaskState::Retrying { due, .. } = record.state {
-                home.due.push(Reverse((due, record.spec.id)));
+        while let Err(error) = home.recall().await {
+            tracing::warn!(%error, "the tasks that wait for another try are not known yet");
+            tokio::select! {
+                () = cancel.cancelled() => return Ok(()),
+                () = tokio::time::sleep(RETRY) => {}
             }
         }
         while !cancel.is_cancelled() {
@@ -76,6 +78,15 @@ impl Home {
             tokio::select! {
                 () = cancel.cancelled() => {}
                 () = tokio::time::sleep(RETRY) => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn recall(&mut self) -> Result<(), DispatchError> {
+        for record in self.parts.records.retrying().await? {
+            if let TaskState::Retrying { due, .. } = record.state {
+                self.due.push(Reverse((due, record.spec.id)));
             }
         }
         Ok(())

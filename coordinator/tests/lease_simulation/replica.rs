@@ -1,9 +1,7 @@
-//! One replica: the lease, and a holder that raises fences, reads what there is and goes on behind it.
-
-use std::collections::BTreeSet;
+//! One replica: the lease, and a holder that raises a fence, reads what there is and goes on behind it.
 
 use coordinator::{
-    Fences, Lease,
+    Lease,
     lease::{Answer, Limits, Replica, Standing},
 };
 use hierarchy::link::Tick;
@@ -11,36 +9,28 @@ use hierarchy::link::Tick;
 use crate::{
     Fencing,
     random::Random,
-    store::{Asked, POSTS, Store, Subject, Told, What, Work},
+    store::{Asked, Store, Told, What, Work},
     tick,
 };
 
 /// A request without an answer is given up after this, by the replica's own clock.
 const ANSWERED_WITHIN: u64 = 1_000;
-/// Most writes under way.
-const UNDER_WAY: usize = 3;
-
+/// Most pieces of work in a group.
+const GROUP: u64 = 4;
 const NOT_READ: u64 = u64::MAX;
 
 enum Role {
     Idle,
-    /// Raising fences: what is awaited, and what has come.
-    Gate {
+    /// The answer to a fence is awaited.
+    Fencing {
         number: u64,
         since: u64,
     },
-    /// The number of the fence that is under way, and the places of those before it.
-    Posts {
-        gate: u64,
-        number: Option<u64>,
-        places: Vec<u64>,
-        since: u64,
-    },
+    /// One group is under way at a time.
     Writing {
-        fences: Option<Fences>,
+        fence: Option<u64>,
         follows: u64,
-        under_way: BTreeSet<u64>,
-        since: u64,
+        under_way: Option<(u64, u64)>,
     },
 }
 
@@ -116,7 +106,7 @@ impl Side {
                     self.lease.on_answer(answer, self.clock(now));
                 }
             }
-            Told::Published { number, place } => self.on_published(number, place, now),
+            Told::Published { number, place } => self.on_published(number, place),
         }
     }
 
@@ -150,96 +140,46 @@ impl Side {
             *follows = store.work_of_all();
         }
         let given_up = |since: u64| now > since + ANSWERED_WITHIN;
+        let number = self.numbers + 1;
         match &mut self.role {
-            Role::Idle => {
-                if self.fencing == Fencing::Off {
-                    let follows = store.work_of_all();
-                    self.role =
-                        Role::Writing { fences: None, follows, under_way: BTreeSet::new(), since: now };
-                    return;
-                }
-                let number = self.publish(Subject::Gate, None, None, asked);
-                self.role = Role::Gate { number, since: now };
+            Role::Idle if self.fencing == Fencing::Off => {
+                self.role = Role::Writing { fence: None, follows: NOT_READ, under_way: None };
             }
-            Role::Gate { since, .. } | Role::Posts { since, .. } => {
+            Role::Idle => {
+                self.role = Role::Fencing { number, since: now };
+                self.numbers = number;
+                asked.push(self.asked(What::Fence { number }));
+            }
+            Role::Fencing { since, .. } | Role::Writing { under_way: Some((_, since)), .. } => {
                 if given_up(*since) {
                     self.role = Role::Idle;
                 }
             }
-            Role::Writing { fences, follows, under_way, since } => {
-                if !under_way.is_empty() && given_up(*since) {
-                    self.role = Role::Idle;
-                    return;
-                }
-                if under_way.len() >= UNDER_WAY {
-                    return;
-                }
-                let only_if = match fences {
-                    None => None,
-                    Some(fences) => match fences.next(under_way.is_empty()) {
-                        None => return,
-                        Some((post, place)) => Some((Subject::Post(post), place)),
-                    },
-                };
-                let work = Work { follows: *follows };
-                *follows += 1;
-                *since = now;
-                let number = self.publish(Subject::Work, only_if, Some(work), asked);
-                if let Role::Writing { under_way, .. } = &mut self.role {
-                    under_way.insert(number);
-                }
+            Role::Writing { fence, follows, under_way } => {
+                let group: Vec<Work> =
+                    (0..1 + number % GROUP).map(|more| Work { follows: *follows + more }).collect();
+                *follows += group.len() as u64;
+                *under_way = Some((number, now));
+                let behind = *fence;
+                self.numbers = number;
+                asked.push(self.asked(What::Write { number, behind, group }));
             }
-        }
-        if let Role::Posts { gate, number: number @ None, places, .. } = &mut self.role {
-            let (post, only_if) = (Subject::Post(places.len()), Some((Subject::Gate, *gate)));
-            self.numbers += 1;
-            *number = Some(self.numbers);
-            let what = What::Publish { number: self.numbers, subject: post, only_if, work: None };
-            asked.push(self.asked(what));
         }
     }
 
-    fn on_published(&mut self, published: u64, place: Option<u64>, now: u64) {
+    fn on_published(&mut self, published: u64, place: Option<u64>) {
         match &mut self.role {
-            Role::Gate { number, .. } if *number == published => {
-                self.role = match place {
-                    Some(gate) => Role::Posts { gate, number: None, places: Vec::new(), since: now },
-                    None => Role::Idle,
-                };
+            Role::Fencing { number, .. } if *number == published => {
+                self.role = Role::Writing { fence: place, follows: NOT_READ, under_way: None };
             }
-            Role::Posts { number, places, since, .. } if *number == Some(published) => {
-                let Some(place) = place else {
-                    self.role = Role::Idle;
-                    return;
-                };
-                places.push(place);
-                (*number, *since) = (None, now);
-                if places.len() == POSTS {
-                    let fences = Some(Fences::new(std::mem::take(places)));
-                    let under_way = BTreeSet::new();
-                    self.role = Role::Writing { fences, follows: NOT_READ, under_way, since: now };
-                }
-            }
-            Role::Writing { under_way, .. } => {
-                if under_way.remove(&published) && place.is_none() {
+            Role::Writing { under_way, .. } if under_way.is_some_and(|(number, _)| number == published) => {
+                *under_way = None;
+                if place.is_none() {
                     self.role = Role::Idle;
                 }
             }
             _ => {}
         }
-    }
-
-    fn publish(
-        &mut self,
-        subject: Subject,
-        only_if: Option<(Subject, u64)>,
-        work: Option<Work>,
-        asked: &mut Vec<Asked>,
-    ) -> u64 {
-        self.numbers += 1;
-        let number = self.numbers;
-        asked.push(self.asked(What::Publish { number, subject, only_if, work }));
-        number
     }
 
     fn asked(&self, what: What) -> Asked {

@@ -1,19 +1,6 @@
 //! The record of the lease and the stream, as a server keeps them.
 
-use std::collections::BTreeMap;
-
 use coordinator::lease::{Answer, Record, Request};
-
-/// The number of the posts.
-pub(crate) const POSTS: usize = 4;
-
-/// A subject of the stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Subject {
-    Gate,
-    Post(usize),
-    Work,
-}
 
 /// Something for the store, of one life of a replica.
 #[derive(Debug, Clone)]
@@ -25,16 +12,19 @@ pub(crate) struct Asked {
 #[derive(Debug, Clone)]
 pub(crate) enum What {
     Lease(Request),
-    /// A message for the stream: which one of its sender's, where to, and the condition.
-    Publish {
+    /// A fence for the stream: which message of its sender's.
+    Fence {
         number: u64,
-        subject: Subject,
-        only_if: Option<(Subject, u64)>,
-        work: Option<Work>,
+    },
+    /// A group of what a holder writes, all or none, and the place of the fence that must be the last one.
+    Write {
+        number: u64,
+        behind: Option<u64>,
+        group: Vec<Work>,
     },
 }
 
-/// What a holder writes: after which work of all, and as which of its own.
+/// What a holder writes: after how much work of all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Work {
     pub(crate) follows: u64,
@@ -55,7 +45,7 @@ pub(crate) struct Store {
     record: Option<(u64, Record)>,
     revisions: u64,
     places: u64,
-    last: BTreeMap<Subject, u64>,
+    fence: u64,
     /// Everything written, with its writer.
     work: Vec<(usize, Work)>,
 }
@@ -73,13 +63,16 @@ impl Store {
                 self.record = Some((self.revisions, record));
                 Some(Told::Lease(Answer::Written(self.revisions)))
             }
-            What::Publish { number, subject, only_if, work } => {
-                let holds =
-                    only_if.is_none_or(|(on, place)| self.last.get(&on).copied().unwrap_or(0) == place);
+            What::Fence { number } => {
+                self.places += 1;
+                self.fence = self.places;
+                Some(Told::Published { number, place: Some(self.places) })
+            }
+            What::Write { number, behind, group } => {
+                let holds = behind.is_none_or(|place| place == self.fence);
                 let place = holds.then(|| {
-                    self.places += 1;
-                    self.last.insert(subject, self.places);
-                    self.work.extend(work.map(|work| (side, work)));
+                    self.places += group.len() as u64;
+                    self.work.extend(group.into_iter().map(|work| (side, work)));
                     self.places
                 });
                 Some(Told::Published { number, place })

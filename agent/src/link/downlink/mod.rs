@@ -5,6 +5,7 @@ mod judge;
 mod messages;
 mod recovery;
 mod store;
+mod writes;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -17,7 +18,7 @@ use async_nats::{
     jetstream::{self, kv},
 };
 pub use exchange::{FromChild, ToChild, WorkFromChild, handoff};
-use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use futures_util::{FutureExt as _, StreamExt as _};
 use hierarchy::{
     ByLane, Path,
     link::{Origins, Parent, ParentMessage},
@@ -26,9 +27,10 @@ use hierarchy::{
 };
 pub use judge::STORED_FOR;
 use recovery::{Guard, patiently, take_stock};
-use store::{Done, Sent};
+use store::{Given, Sent};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use writes::Writes;
 
 use super::{
     bindings::Bindings,
@@ -118,7 +120,7 @@ struct ChildState {
 pub struct Downlink {
     parts: DownlinkParts,
     children: HashMap<Path, ChildState>,
-    storing: FuturesUnordered<BoxFuture<'static, Done>>,
+    storing: Writes<Given>,
     /// Publishes to each stream in the order in which they were sent.
     sent: ByLane<VecDeque<Sent>>,
     next_ticket: u64,
@@ -148,7 +150,7 @@ impl Downlink {
             counted: kept.places,
             origins: kept.origins.clone(),
             children: HashMap::new(),
-            storing: FuturesUnordered::new(),
+            storing: Writes::new(parts.js.clone(), guard.as_ref().map(|guard| guard.fence)),
             sent: ByLane::default(),
             next_ticket: 0,
             answers: Vec::new(),

@@ -5,8 +5,6 @@ use std::{collections::BTreeMap, future::Future, time::Duration};
 
 use async_nats::jetstream;
 use bytes::Bytes;
-use coordinator::Fences;
-use futures_util::StreamExt as _;
 use hierarchy::{
     ByLane, Lane, Level, Path,
     link::Parent,
@@ -22,7 +20,8 @@ use crate::link::{
 
 /// What keeps another replica out.
 pub(super) struct Guard {
-    pub(super) fences: Fences,
+    /// The place of the fence.
+    pub(super) fence: u64,
     /// The revision of the last checkpoint.
     checkpoint: u64,
 }
@@ -41,10 +40,10 @@ pub(super) async fn take_stock(
         let (known, _) = cursors::recover(js, &parts.bucket, level).await?;
         return Ok((known, None));
     }
-    let fences = fences::raise(js).await?;
+    let fence = fences::raise(js).await?;
     let (known, revision) = cursors::recover(js, &parts.bucket, level).await?;
     let checkpoint = cursors::save(&parts.bucket, &known, Some(revision)).await?;
-    Ok((known, Some(Guard { fences, checkpoint })))
+    Ok((known, Some(Guard { fence, checkpoint })))
 }
 
 impl Downlink {
@@ -67,6 +66,9 @@ impl Downlink {
         self.counted = known.places;
         self.origins = known.origins.clone();
         self.sent = ByLane::default();
+        if let Some(guard) = &guard {
+            self.storing.reopen(guard.fence);
+        }
         self.guard = guard;
         self.in_doubt = false;
         self.sound_again();

@@ -1,9 +1,8 @@
 //! Sound batches on their way into the store: each is counted once it is there, in the order in which they
 //! were sent.
 
-use async_nats::{HeaderMap, jetstream::message::PublishMessage};
+use async_nats::HeaderMap;
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use hierarchy::{
     Digest, Lane, Level, Path,
     link::{Parcel, ParentMessage, Record, Span},
@@ -11,17 +10,21 @@ use hierarchy::{
     signing::Verified,
 };
 
-use super::{Downlink, ToChild, judge::Judged};
+use super::{
+    Downlink, ToChild,
+    judge::Judged,
+    writes::{Answer, Write},
+};
 use crate::{
     lanes::{kept_at, stream_of, tail::Stored},
-    link::{contents::Contents, fences, header},
+    link::{contents::Contents, header},
     metrics::Reason,
 };
 
 /// Batches on their way into the store, of all children.
 pub(super) const MAX_STORING: usize = 2_000;
 
-/// A batch that was given to the store.
+/// A batch that waits for its turn to be counted.
 pub(super) struct Sent {
     ticket: u64,
     lane: Lane,
@@ -53,14 +56,13 @@ impl Sent {
     }
 }
 
-/// What became of a batch that was given to the store.
-pub(super) struct Done {
+/// A batch that was given to the store.
+pub(super) struct Given {
     child: Path,
     lane: Lane,
     last: u64,
     events: u32,
     ticket: u64,
-    stored: Result<u64, String>,
 }
 
 impl Downlink {
@@ -94,13 +96,6 @@ impl Downlink {
         {
             self.on_done(done);
         }
-        if let Some(post) = self.free_post().await {
-            fences::name_in(&mut headers, post);
-        }
-        let publish = PublishMessage::build()
-            .payload(bytes.clone())
-            .headers(headers)
-            .expected_stream(stream_of(level, lane));
         let events = envelope.batch().map_or(0, |head| head.count);
         let (child, last, ticket) = (child.clone(), record.last, self.next_ticket);
         self.next_ticket += 1;
@@ -127,31 +122,13 @@ impl Downlink {
         if let Some(state) = self.children.get_mut(&child) {
             state.storing += 1;
         }
-        let sent = self.parts.js.send_publish(subject, publish).await;
-        self.storing.push(Box::pin(async move {
-            let stored = match sent {
-                Ok(ack) => ack.await.map(|ack| ack.sequence).map_err(|error| error.to_string()),
-                Err(error) => Err(error.to_string()),
-            };
-            Done { child, lane, last, events, ticket, stored }
-        }));
+        let key = Given { child, lane, last, events, ticket };
+        let stream = stream_of(level, lane);
+        self.storing.push(Write { key, stream, subject, headers, bytes: bytes.clone() }).await;
     }
 
-    /// The fence that the next write names; waits until there is one that may be named.
-    async fn free_post(&mut self) -> Option<(usize, u64)> {
-        loop {
-            let idle = self.storing.is_empty();
-            if let Some(post) = self.guard.as_mut()?.fences.next(idle) {
-                return Some(post);
-            }
-            if let Some(done) = self.storing.next().await {
-                self.on_done(done);
-            }
-        }
-    }
-
-    pub(super) fn on_done(&mut self, done: Done) -> Path {
-        let Done { child, lane, last, events, ticket, stored } = done;
+    pub(super) fn on_done(&mut self, (given, stored): Answer<Given>) -> Path {
+        let Given { child, lane, last, events, ticket } = given;
         if let Some(state) = self.children.get_mut(&child) {
             state.storing -= 1;
             match &stored {

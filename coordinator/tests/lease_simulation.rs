@@ -120,11 +120,9 @@ impl World {
         for (_, side, life, told) in due {
             self.sides[side].hear(life, told, now);
         }
-        for side in 0..self.sides.len() {
-            if running[side] {
-                for asked in self.sides[side].act(now, &self.store) {
-                    self.send(side, asked);
-                }
+        for side in (0..self.sides.len()).filter(|side| running[*side]) {
+            for asked in self.sides[side].act(now, &self.store) {
+                self.send(side, asked);
             }
         }
         let acting: Vec<usize> =

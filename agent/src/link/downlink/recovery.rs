@@ -37,11 +37,11 @@ pub(super) async fn take_stock(
         if fence_off {
             fence(js, level).await?;
         }
-        let (known, _) = cursors::recover(js, &parts.bucket, level).await?;
+        let (known, _) = cursors::recover(js, &parts.bucket, level, None).await?;
         return Ok((known, None));
     }
     let fence = fences::raise(js).await?;
-    let (known, revision) = cursors::recover(js, &parts.bucket, level).await?;
+    let (known, revision) = cursors::recover(js, &parts.bucket, level, Some(fence)).await?;
     let checkpoint = cursors::save(&parts.bucket, &known, Some(revision)).await?;
     Ok((known, Some(Guard { fence, checkpoint })))
 }

@@ -226,7 +226,9 @@ impl Drop for Core {
         if std::thread::panicking() {
             for replica in &self.replicas {
                 let log = fs::read_to_string(log_file(&replica.agent)).unwrap_or_default();
-                let lines: Vec<&str> = log.lines().collect();
+                // There is one for each batch.
+                let lines: Vec<&str> =
+                    log.lines().filter(|line| !line.contains("could not be stored")).collect();
                 println!("--- global, replica {}", replica.name);
                 lines[lines.len().saturating_sub(40)..].iter().for_each(|line| println!("{line}"));
             }

@@ -52,9 +52,18 @@ struct Replica {
 impl Core {
     /// A core of so many servers and two replicas, and below it a mesh of the agents at `paths`, without global.
     pub async fn start(servers: usize, paths: &[&str]) -> (Core, Mesh) {
+        Core::start_with(servers, paths, |_, _| {}).await
+    }
+
+    /// As [`Core::start`]; `extra` may change the configuration file of an agent below.
+    pub async fn start_with(
+        servers: usize,
+        paths: &[&str],
+        extra: impl FnMut(&Path, &mut String),
+    ) -> (Core, Mesh) {
         let all: Vec<&str> = std::iter::once("global").chain(paths.iter().copied()).collect();
         let mut core = None;
-        let mut mesh = Mesh::start_below(&all, |global, ports| {
+        let mut mesh = Mesh::start_below(&all, extra, |global, ports| {
             core = Some(Core::lay_out(global, servers, ports));
         })
         .await;

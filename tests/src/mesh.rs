@@ -88,13 +88,17 @@ impl Mesh {
     /// place in the plan and free ports.
     pub async fn start_below(
         paths: &[&str],
+        mut extra: impl FnMut(&Path, &mut String),
         lay_out_global: impl FnOnce(&PlannedAgent, &mut dyn FnMut() -> SocketAddr),
     ) -> Mesh {
         let turn = Turn::take().await;
         let dir = tempfile::tempdir().expect("there is room for temporary files");
         let guardian = Guardian::over(dir.path());
         let mut ports = turn.ports();
-        let mut plan = lay_out(dir.path(), paths, |_, config| *config = ports.replace_in(config));
+        let mut plan = lay_out(dir.path(), paths, |path, config| {
+            *config = ports.replace_in(config);
+            extra(path, config);
+        });
         let global = plan.agents.remove(0);
         assert_eq!(global.path, Path::global(), "parents come first");
         lay_out_global(&global, &mut || ports.one());

@@ -45,6 +45,7 @@ pub(crate) struct Side {
     speed: u64,
     asked_at: Option<u64>,
     numbers: u64,
+    question: u64,
     life: u64,
     pub(crate) stopped_until: u64,
     pub(crate) cut_until: u64,
@@ -62,6 +63,7 @@ impl Side {
             speed: 950 + random.below(101),
             asked_at: None,
             numbers: 0,
+            question: 0,
             life: 0,
             stopped_until: 0,
             cut_until: 0,
@@ -88,7 +90,7 @@ impl Side {
         self.role = Role::Idle;
         let request = self.lease.release(self.clock(now));
         self.lease.stand();
-        request.into_iter().map(|request| self.asked(What::Lease(request))).collect()
+        request.into_iter().map(|request| self.asked(What::Lease(0, request))).collect()
     }
 
     pub(crate) fn acts(&self, now: u64) -> bool {
@@ -101,8 +103,8 @@ impl Side {
         }
         match told {
             // What answers a question that was given up is passed over.
-            Told::Lease(answer) => {
-                if self.asked_at.take().is_some() {
+            Told::Lease(question, answer) => {
+                if question == self.question && self.asked_at.take().is_some() {
                     self.lease.on_answer(answer, self.clock(now));
                 }
             }
@@ -119,7 +121,8 @@ impl Side {
         let mut asked = Vec::new();
         if let Some(request) = self.lease.poll(clock) {
             self.asked_at = Some(now);
-            asked.push(self.asked(What::Lease(request)));
+            self.question += 1;
+            asked.push(self.asked(What::Lease(self.question, request)));
         }
         if !self.acts(now) {
             if !matches!(self.role, Role::Idle) {

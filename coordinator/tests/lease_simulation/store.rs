@@ -11,17 +11,12 @@ pub(crate) struct Asked {
 
 #[derive(Debug, Clone)]
 pub(crate) enum What {
-    Lease(Request),
+    /// Which question, and what.
+    Lease(u64, Request),
     /// A fence for the stream: which message of its sender's.
-    Fence {
-        number: u64,
-    },
+    Fence { number: u64 },
     /// A group of what a holder writes, all or none, and the place of the fence that must be the last one.
-    Write {
-        number: u64,
-        behind: Option<u64>,
-        group: Vec<Work>,
-    },
+    Write { number: u64, behind: Option<u64>, group: Vec<Work> },
 }
 
 /// What a holder writes: after how much work of all.
@@ -32,7 +27,7 @@ pub(crate) struct Work {
 
 #[derive(Debug, Clone)]
 pub(crate) enum Told {
-    Lease(Answer),
+    Lease(u64, Answer),
     /// The place, or none where the condition did not hold.
     Published {
         number: u64,
@@ -53,15 +48,17 @@ pub(crate) struct Store {
 impl Store {
     pub(crate) fn take(&mut self, side: usize, asked: Asked) -> Option<Told> {
         match asked.what {
-            What::Lease(Request::Read) => Some(Told::Lease(Answer::Found(self.record.clone()))),
-            What::Lease(Request::Write { record, after }) => {
+            What::Lease(question, Request::Read) => {
+                Some(Told::Lease(question, Answer::Found(self.record.clone())))
+            }
+            What::Lease(question, Request::Write { record, after }) => {
                 let revision = self.record.as_ref().map_or(0, |(revision, _)| *revision);
                 if revision != after {
-                    return Some(Told::Lease(Answer::Failed));
+                    return Some(Told::Lease(question, Answer::Failed));
                 }
                 self.revisions += 1;
                 self.record = Some((self.revisions, record));
-                Some(Told::Lease(Answer::Written(self.revisions)))
+                Some(Told::Lease(question, Answer::Written(self.revisions)))
             }
             What::Fence { number } => {
                 self.places += 1;

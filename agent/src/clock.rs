@@ -17,6 +17,13 @@ pub fn wall() -> Millis {
     Millis(since.as_millis() as u64)
 }
 
+/// Time since the machine was started, the time included for which it slept or this process was stopped: how
+/// long a lease has really not been renewed.
+pub fn since_boot() -> Tick {
+    // The call fails for clocks that do not exist.
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map(Tick::from).unwrap_or_default()
+}
+
 /// Waits until then; for ever where there is no such time.
 pub async fn sleep_until(wake: Option<tokio::time::Instant>) {
     match wake {

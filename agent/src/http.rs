@@ -14,6 +14,7 @@ use crate::{
     broker::store::StoreState,
     link::{uplink::UplinkState, watchdog::Stuck},
     metrics::Metrics,
+    replicas::ReplicaState,
     status::{Addresses, Status},
 };
 
@@ -41,6 +42,8 @@ pub struct Facts {
     pub children: watch::Receiver<Vec<ChildStatus>>,
     /// What became of all events; only global knows.
     pub losses: watch::Receiver<Option<Report>>,
+    /// How the replicas of this path stand; `None` where there is one agent alone.
+    pub replica: Option<watch::Receiver<ReplicaState>>,
     /// What it counts.
     pub metrics: Metrics,
 }
@@ -76,17 +79,19 @@ pub async fn run_waiting(
 }
 
 /// Ready means that events are taken: the own server is there and stores. A cut link does not make an agent
-/// unready, since working on without a parent is what it is for.
+/// unready, since working on without a parent is what it is for. Nor does standing by: a replica that is ready
+/// to act is what whoever restarts one after the other has to wait for.
 async fn ready(facts: Known) -> impl IntoResponse {
     let connected = facts.mesh.connection_state() == State::Connected;
     let uplink = facts.uplink.as_ref().map(|uplink| uplink.borrow().open);
     let trouble = facts.store.borrow().trouble.clone();
     let ready = connected && trouble.is_none();
+    let acts = facts.replica.as_ref().map(|replica| replica.borrow().acts);
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (
         code,
         Json(json!({ "ready": ready, "natsServer": connected, "store": trouble, "parentLink": uplink,
-        "linkStuck": *facts.stuck.borrow() })),
+        "linkStuck": *facts.stuck.borrow(), "acts": acts })),
     )
 }
 
@@ -112,6 +117,7 @@ async fn status(facts: Known) -> Json<Status> {
         store: facts.store.borrow().clone(),
         parent: facts.uplink.as_ref().map(|uplink| uplink.borrow().clone()),
         link_stuck: facts.stuck.borrow().clone(),
+        replica: facts.replica.as_ref().map(|replica| replica.borrow().clone()),
         children: facts.children.borrow().clone(),
         addresses: facts.addresses.clone(),
     })

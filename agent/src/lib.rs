@@ -23,6 +23,7 @@ pub mod link;
 pub mod logging;
 pub mod metrics;
 pub mod orders;
+pub mod replicas;
 pub mod runner;
 pub mod status;
 pub mod supervise;

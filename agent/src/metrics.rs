@@ -97,6 +97,12 @@ pub struct Metrics {
     pub orders: Family<Reason, Counter>,
     /// Orders that wait for a child.
     pub orders_waiting: Gauge,
+    /// 1 while this replica acts.
+    pub lease_held: Gauge,
+    /// How often the lease has changed hands, as far as known.
+    pub lease_epoch: Gauge,
+    /// How often this replica began to act.
+    pub take_overs: Counter,
     /// Tasks by outcome.
     pub tasks: Family<Reason, Counter>,
     /// Tasks that run on this agent now.
@@ -185,6 +191,9 @@ impl Metrics {
             self.store_frozen.clone(),
         );
         r.register("store_set_aside", "Damaged files set aside", self.store_set_aside.clone());
+        r.register("lease_held", "1 while this replica acts", self.lease_held.clone());
+        r.register("lease_epoch", "How often the lease has changed hands", self.lease_epoch.clone());
+        r.register("take_overs", "How often this replica began to act", self.take_overs.clone());
         r.register("tasks", "Tasks by outcome", self.tasks.clone());
         r.register("tasks_running", "Tasks running here", self.tasks_running.clone());
         let mut text = String::new();

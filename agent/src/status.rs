@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     broker::store::StoreState,
     link::{uplink::UplinkState, watchdog::Stuck},
+    replicas::ReplicaState,
 };
 
 /// The tree as one agent sees it: itself, its parent, its children.
@@ -41,6 +42,9 @@ pub struct Status {
     /// What is wrong with the link, where it does not come up though it could.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_stuck: Option<Stuck>,
+    /// How the replicas of this path stand; absent where there is one agent alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica: Option<ReplicaState>,
     /// Its direct children.
     pub children: Vec<ChildStatus>,
     /// Where it can be reached on this machine.
@@ -150,6 +154,15 @@ impl Status {
                 Some(step) => writeln!(text, "; last step: {}", step.as_str()),
                 None => writeln!(text),
             };
+        }
+        if let Some(replica) = &self.replica {
+            let role = if replica.acts { "acts" } else { "stands by" };
+            let holder = replica.holder.as_deref().unwrap_or("nobody");
+            let _ = writeln!(
+                text,
+                "  replica {} {role}  lease held by {holder}, epoch {}",
+                replica.instance, replica.epoch
+            );
         }
         if self.children.is_empty() {
             return text;

@@ -108,6 +108,13 @@ impl Dispatcher {
         self.credits.insert(child, Credit { number, offers, expires: now + valid_for });
     }
 
+    /// The try was handed to this child by somebody else: it can only go there.
+    pub fn goes_to(&mut self, attempt: &Attempt, child: Path, now: Tick) {
+        if let Some(handed) = self.handed.get_mut(attempt) {
+            (handed.child, handed.repeat_at) = (child, now);
+        }
+    }
+
     /// The child answers a hand-off.
     pub fn on_reply(&mut self, child: &Path, attempt: Attempt, refused: bool) -> Option<DispatchOutput> {
         if self.handed.get(&attempt)?.child != *child {
@@ -282,6 +289,18 @@ mod tests {
         assert_eq!(handed(&mut dispatcher, Tick::ZERO)[0].0, "s1");
         assert!(dispatcher.on_reply(&child("s1"), ("t".into(), 1), true).is_none());
         assert_eq!(handed(&mut dispatcher, Tick::ZERO), [("s2".to_owned(), "t".to_owned())]);
+    }
+
+    #[test]
+    fn a_task_that_somebody_else_has_handed_down_goes_to_the_same_child() {
+        let mut dispatcher = Dispatcher::default();
+        dispatcher.submit(task("t", 5));
+        dispatcher.on_credit(child("s1"), 1, offer(1), Duration::from_secs(60), Tick::ZERO);
+        assert_eq!(handed(&mut dispatcher, Tick::ZERO), [("s1".to_owned(), "t".to_owned())]);
+        dispatcher.goes_to(&("t".into(), 1), child("s2"), Tick::ZERO);
+        assert_eq!(handed(&mut dispatcher, Tick::ZERO), [("s2".to_owned(), "t".to_owned())]);
+        assert!(dispatcher.on_reply(&child("s1"), ("t".into(), 1), false).is_none());
+        assert!(dispatcher.on_reply(&child("s2"), ("t".into(), 1), false).is_some());
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub struct StreamSpec {
     /// Whether the server stays silent on storing. It must where requests are stored, or its
     /// acknowledgement reaches the requester before the service's answer does.
     pub no_ack: bool,
+    /// Whether several messages can be stored together, all or none.
+    pub atomic: bool,
     /// What is heard again, and on which subject, once it is stored: source and destination pattern.
     pub republish: Option<[String; 2]>,
 }
@@ -215,6 +217,8 @@ impl Row {
             duplicate_window: if max_age == FOR_EVER { WINDOW } else { WINDOW.min(max_age) },
             max_msg_size: limits.max_msg_size.min(u32::try_from(max_bytes).unwrap_or(u32::MAX)),
             no_ack: audit,
+            // Replicas of global's coordinator store so. Elsewhere one agent writes.
+            atomic: name == HIERARCHY && level == Level::Global,
             republish: match lane {
                 Some(lane) => {
                     Some([format!("lucent.lane.{lane}.below.>"), subject::HIERARCHY_ALL.to_owned()])

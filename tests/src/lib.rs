@@ -6,6 +6,7 @@
 
 pub mod burst;
 pub mod clocks;
+pub mod core;
 pub mod door;
 pub mod eventually;
 pub mod forge;
@@ -23,8 +24,11 @@ pub mod random;
 pub mod scrape;
 pub mod small_disk;
 mod turn;
+pub mod valve;
 pub mod weather;
 pub mod wire;
+
+pub use core::Core;
 
 pub use mesh::{Mesh, path};
 pub use observer::Observer;

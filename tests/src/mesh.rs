@@ -1,7 +1,7 @@
 //! A mesh of real processes in a temporary directory.
 
 use std::{
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     ops::{Deref, DerefMut},
     path::{Path as FilePath, PathBuf},
     time::Duration,
@@ -11,7 +11,7 @@ use agent::{
     broker::server,
     dev::{
         fleet::{Fleet, FleetError, log_file},
-        plan::Plan,
+        plan::{Plan, PlannedAgent},
     },
 };
 use async_nats::{Client, ConnectOptions};
@@ -80,6 +80,29 @@ impl Mesh {
             extra(path, config);
         });
         let started = Fleet::start_with(program, plan, |_| {}).await;
+        let fleet = started.unwrap_or_else(|error| panic!("{error}"));
+        Mesh { fleet, _guardian: guardian, dir, _turn: turn }
+    }
+
+    /// As [`Mesh::start`], but global is not started: it is for `lay_out_global` to say what runs there, with its
+    /// place in the plan and free ports.
+    pub async fn start_below(
+        paths: &[&str],
+        mut extra: impl FnMut(&Path, &mut String),
+        lay_out_global: impl FnOnce(&PlannedAgent, &mut dyn FnMut() -> SocketAddr),
+    ) -> Mesh {
+        let turn = Turn::take().await;
+        let dir = tempfile::tempdir().expect("there is room for temporary files");
+        let guardian = Guardian::over(dir.path());
+        let mut ports = turn.ports();
+        let mut plan = lay_out(dir.path(), paths, |path, config| {
+            *config = ports.replace_in(config);
+            extra(path, config);
+        });
+        let global = plan.agents.remove(0);
+        assert_eq!(global.path, Path::global(), "parents come first");
+        lay_out_global(&global, &mut || ports.one());
+        let started = Fleet::start_with(program::agent(), plan, |_| {}).await;
         let fleet = started.unwrap_or_else(|error| panic!("{error}"));
         Mesh { fleet, _guardian: guardian, dir, _turn: turn }
     }

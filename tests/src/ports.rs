@@ -1,7 +1,11 @@
 //! Ports for one mesh: of a range that no other test uses at the time, below those that agents choose for
 //! themselves and those that the system gives to outgoing connections.
 
-use std::{collections::BTreeMap, net::TcpListener, ops::Range};
+use std::{
+    collections::BTreeMap,
+    net::{SocketAddr, TcpListener},
+    ops::Range,
+};
 
 const ALL: Range<usize> = 10_000..16_000;
 const HOST: &str = "127.0.0.1:";
@@ -36,6 +40,12 @@ impl Ports {
             replaced.extend([HOST, &port, rest]);
         }
         replaced
+    }
+
+    /// A free one, on loopback.
+    pub(crate) fn one(&mut self) -> SocketAddr {
+        // Port numbers fit.
+        SocketAddr::from(([127, 0, 0, 1], self.free() as u16))
     }
 
     fn instead_of(&mut self, port: usize) -> usize {

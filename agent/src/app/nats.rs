@@ -1,7 +1,7 @@
 //! The nats-server of a role, started or found running elsewhere, with the agent's connections into it and
 //! its store there.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use async_nats::{
     Client,
@@ -25,11 +25,22 @@ use crate::{
     status::Addresses,
 };
 
+/// How long servers that others run may take until they keep streams.
+const EXTERNAL_READY_WITHIN: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// The agent's ways into its server.
+#[derive(Clone)]
 pub(super) struct Connections {
     pub(super) mesh: Client,
     pub(super) up: Option<Client>,
     pub(super) down: Option<Client>,
+}
+
+impl Connections {
+    pub(super) fn all(&self) -> impl Iterator<Item = &Client> {
+        [Some(&self.mesh), self.up.as_ref(), self.down.as_ref()].into_iter().flatten()
+    }
 }
 
 pub(super) async fn start_broker(
@@ -45,9 +56,9 @@ pub(super) async fn start_broker(
     };
     match &config.nats {
         Nats::External(external) => {
-            let url = external.url.clone();
+            let urls = external.urls.clone();
             let as_user = async |credentials: &crate::config::Credentials| {
-                connect(url.clone(), &credentials.user, credentials.password.expose(), "external").await
+                connect(urls.clone(), &credentials.user, credentials.password.expose(), "external").await
             };
             let connections = Connections {
                 mesh: as_user(&external.mesh).await?,
@@ -61,12 +72,8 @@ pub(super) async fn start_broker(
                 },
             };
             let version = connections.mesh.server_info().version;
-            Ok((
-                None,
-                version,
-                connections,
-                addresses(format!("{}:{}", external.url.host(), external.url.port())),
-            ))
+            let first = external.urls.first().map(|url| format!("{}:{}", url.host(), url.port()));
+            Ok((None, version, connections, addresses(first.unwrap_or_default())))
         }
         Nats::Embedded(embedded) => {
             let binary = Binary::find(&embedded.server, embedded.heap_limit).await?;
@@ -110,7 +117,8 @@ fn faces_loopback_only(config: &Config) -> bool {
     leaf && parents
 }
 
-/// Makes this level's streams and buckets, and has the server watched for them.
+/// Makes this level's streams and buckets, and has the server watched for them. An own server is ready when it is up.
+/// The servers of a cluster may still have to find each other.
 pub(super) async fn ensure_streams(
     config: &Config,
     server: Option<&Server>,
@@ -120,7 +128,16 @@ pub(super) async fn ensure_streams(
     let streams = nats_config::streams(config.level(), &limits);
     let buckets = nats_config::kv_buckets(config.level(), &limits);
     let dir = server.map(|_| config.state_dir.join("nats"));
-    broker::streams::ensure(js, &streams, &buckets, dir.as_deref()).await?;
+    let deadline = tokio::time::Instant::now() + EXTERNAL_READY_WITHIN;
+    loop {
+        match broker::streams::ensure(js, &streams, &buckets, dir.as_deref()).await {
+            Err(error) if server.is_none() && tokio::time::Instant::now() < deadline => {
+                tracing::info!(%error, "waiting for JetStream");
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            made => break made?,
+        }
+    }
     if let Some(server) = server {
         let buckets = buckets.into_iter().map(|bucket| format!("KV_{}", bucket.bucket));
         server.expect(streams.into_iter().map(|stream| stream.name).chain(buckets).collect());

@@ -96,10 +96,13 @@ pub(super) fn lane_bounds(config: &Config) -> ByLane<Bound> {
     })
 }
 
-/// One server stands alone: nothing could hold a second replica.
+/// The agent's own server stands alone: nothing could hold a second copy.
 pub(super) fn stream_limits(config: &Config) -> StreamLimits {
-    let max_file = config.nats.embedded().map_or(10 << 30, |embedded| embedded.max_file);
-    StreamLimits { core_replicas: 1, ..StreamLimits::new(max_file) }
+    let (max_file, core_replicas) = match &config.nats {
+        Nats::Embedded(embedded) => (embedded.max_file, 1),
+        Nats::External(external) => (10 << 30, external.copies),
+    };
+    StreamLimits { core_replicas, ..StreamLimits::new(max_file) }
 }
 
 pub(super) fn make_policy(config: &Config) -> Result<coordinator::Policy, AppError> {

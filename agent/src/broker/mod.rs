@@ -38,6 +38,14 @@ pub enum BrokerError {
         /// The version found.
         found: String,
     },
+    /// It cannot keep a replica out that lost the lease.
+    #[error(
+        "nats-server {found} cannot keep apart what replicas write; install 2.12 or newer, or remove [replicas]"
+    )]
+    NoFences {
+        /// The version found.
+        found: String,
+    },
     /// Something listens there already.
     #[error("{key} = {address} is in use by another program; stop it or choose another port")]
     PortInUse {

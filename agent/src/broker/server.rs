@@ -179,13 +179,16 @@ impl Server {
     }
 
     /// Returns once streams are gone that must be there; which.
-    pub async fn lost_streams(&self) -> Vec<String> {
+    pub fn lost_streams(&self) -> impl Future<Output = Vec<String>> + use<> {
         let mut store = self.store.clone();
-        let lost = store.wait_for(|state| !state.missing.is_empty()).await.map(|state| state.missing.clone());
-        match lost {
-            Ok(lost) => lost,
-            // The server is being stopped.
-            Err(_) => std::future::pending().await,
+        async move {
+            let lost =
+                store.wait_for(|state| !state.missing.is_empty()).await.map(|state| state.missing.clone());
+            match lost {
+                Ok(lost) => lost,
+                // The server is being stopped.
+                Err(_) => std::future::pending().await,
+            }
         }
     }
 

@@ -29,11 +29,12 @@ pub async fn ensure(
     nats: Option<&Path>,
 ) -> Result<(), BrokerError> {
     for spec in streams {
-        let known = known(js, &spec.name, nats).await?;
-        let born = known.and_then(|stream| stream.config.metadata.get(BORN).cloned());
-        let born = born.unwrap_or_else(|| clock::wall().0.to_string());
-        let config = Config { metadata: [(BORN.to_owned(), born)].into(), ..stream_config(spec) };
-        let made = make(js, config, nats).await?;
+        let mut made = ensure_one(js, spec, nats).await;
+        if made.is_err() && nats.is_none() {
+            // A replica that was started at the same time made it just now, at another time of birth.
+            made = ensure_one(js, spec, nats).await;
+        }
+        let made = made?;
         // An older server passes over options it does not know, so what it made is read back.
         if made.config.max_bytes != spec.max_bytes as i64
             || made.config.retention != retention(spec.retention)
@@ -47,6 +48,18 @@ pub async fn ensure(
         make(js, config, nats).await?;
     }
     Ok(())
+}
+
+async fn ensure_one(
+    js: &jetstream::Context,
+    spec: &StreamSpec,
+    nats: Option<&Path>,
+) -> Result<Info, BrokerError> {
+    let known = known(js, &spec.name, nats).await?;
+    let born = known.and_then(|stream| stream.config.metadata.get(BORN).cloned());
+    let born = born.unwrap_or_else(|| clock::wall().0.to_string());
+    let config = Config { metadata: [(BORN.to_owned(), born)].into(), ..stream_config(spec) };
+    make(js, config, nats).await
 }
 
 /// The stream, where the server has it. One whose description it refused keeps its blocks: it is made anew over
@@ -143,6 +156,7 @@ fn stream_config(spec: &StreamSpec) -> Config {
         duplicate_window: spec.duplicate_window,
         storage: StorageType::File,
         no_ack: spec.no_ack,
+        allow_atomic_publish: spec.atomic,
         republish: spec.republish.as_ref().map(|[source, destination]| Republish {
             source: source.clone(),
             destination: destination.clone(),

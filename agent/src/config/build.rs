@@ -9,7 +9,7 @@ use hierarchy::{ByLane, Id, Level, Path};
 use super::{
     checked::{
         Config, Credentials, Embedded, External, Http, IdentityFiles, LaneBound, Leaf, Link, Log, Names,
-        Nats, Parent, Secret, SyncMode, Telemetry, children_of,
+        Nats, Parent, Replicas, Secret, SyncMode, Telemetry, children_of,
     },
     error::Problem,
     reader::Reader,
@@ -24,6 +24,7 @@ pub(super) fn config(r: &mut Reader) -> Option<Config> {
     let state_dir = r.path("state_dir");
     let identity = identity(r);
     let nats = nats(r, level);
+    let replicas = replicas(r, level, nats.as_ref());
     let leaf = leaf(r, level, path.as_ref());
     let parent = parent(r, level);
     let link = link(r);
@@ -50,6 +51,7 @@ pub(super) fn config(r: &mut Reader) -> Option<Config> {
         state_dir: state_dir?,
         identity: identity?,
         nats: nats?,
+        replicas: replicas?,
         leaf: leaf?,
         parent: parent?,
         link: link?,
@@ -167,15 +169,11 @@ fn embedded(r: &mut Reader, level: Option<Level>) -> Option<Embedded> {
 }
 
 fn external(r: &mut Reader, level: Option<Level>) -> Option<External> {
-    let url: Option<async_nats::ServerAddr> = r.parsed("nats.external.url");
-    match &url {
-        Some(url) if url.has_user_pass() || !matches!(url.scheme(), "nats" | "tls") => {
-            r.refuse_form("nats.external.url");
-        }
-        None if !r.is_set("nats.external.url") => {
-            r.missing("nats.external.url", "give the server's address, such as tls://nats.example:4222");
-        }
-        _ => {}
+    let urls = external_urls(r);
+    let copies = r.count("nats.external.copies");
+    if let Some(level) = level.filter(|level| *level != Level::Global) {
+        let remedy = "only global's streams have copies, remove the key";
+        r.refuse_all("nats.external.copies", &Problem::Misplaced { level, remedy });
     }
     let mesh = credentials(r, "mesh");
     let up = match level {
@@ -198,7 +196,46 @@ fn external(r: &mut Reader, level: Option<Level>) -> Option<External> {
         }
         _ => credentials(r, "down").map(Some),
     };
-    Some(External { url: url?, mesh: mesh?, up: up?, down: down? })
+    let copies = match copies {
+        None if r.is_set("nats.external.copies") => None,
+        set => Some(set.unwrap_or(1)),
+    };
+    Some(External { urls: urls?, copies: copies?, mesh: mesh?, up: up?, down: down? })
+}
+
+fn external_urls(r: &mut Reader) -> Option<Vec<async_nats::ServerAddr>> {
+    const KEY: &str = "nats.external.urls";
+    let texts = r.list::<String>(KEY);
+    if !r.is_set(KEY) {
+        r.missing(KEY, "give the server's address, as in [\"tls://nats.example:4222\"]");
+        return None;
+    }
+    let urls: Option<Vec<async_nats::ServerAddr>> = texts?.iter().map(|text| text.parse().ok()).collect();
+    let plain = |url: &async_nats::ServerAddr| !url.has_user_pass() && matches!(url.scheme(), "nats" | "tls");
+    let urls = urls.filter(|urls| !urls.is_empty() && urls.iter().all(plain));
+    if urls.is_none() {
+        r.refuse_form(KEY);
+    }
+    urls
+}
+
+/// `Some(None)` where there are none. Below global more than one stream would have to be guarded, and what lies
+/// in the inbox.
+fn replicas(r: &mut Reader, level: Option<Level>, nats: Option<&Nats>) -> Option<Option<Replicas>> {
+    let (take_over, instance) = (r.duration("replicas.take_over"), r.text("replicas.instance"));
+    if let Some(level) = level.filter(|level| *level != Level::Global) {
+        let remedy = "only global can have replicas in this version, remove section [replicas]";
+        r.refuse_all("replicas.", &Problem::Misplaced { level, remedy });
+        return Some(None);
+    }
+    if !r.is_set("replicas.take_over") {
+        return Some(None);
+    }
+    if nats.is_some_and(|nats| nats.embedded().is_some()) {
+        let problem = "is for nats.mode = \"external\": replicas share a server that others run";
+        r.refuse("replicas.take_over", Problem::Contradiction(problem.to_owned()));
+    }
+    Some(Some(Replicas { take_over: take_over?, instance }))
 }
 
 fn credentials(r: &mut Reader, account: &str) -> Option<Credentials> {

@@ -19,6 +19,8 @@ pub struct Config {
     pub identity: IdentityFiles,
     /// The nats-server of this level.
     pub nats: Nats,
+    /// Present where others of the same path take turns with this agent.
+    pub replicas: Option<Replicas>,
     /// Where children connect; `None` at a node.
     pub leaf: Option<Leaf>,
     /// Where the parent is; `None` at global.
@@ -131,14 +133,25 @@ impl FromStr for SyncMode {
 /// A server that others run, with the accounts MESH, UP and DOWN set up on it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct External {
-    /// The server; without user and password.
-    pub url: async_nats::ServerAddr,
+    /// The server, or servers of one cluster: at least one, without user and password.
+    pub urls: Vec<async_nats::ServerAddr>,
+    /// How many servers hold each stream.
+    pub copies: u8,
     /// A user of account MESH.
     pub mesh: Credentials,
     /// A user of account UP; `None` at global.
     pub up: Option<Credentials>,
     /// A user of account DOWN; `None` at a node.
     pub down: Option<Credentials>,
+}
+
+/// `[replicas]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replicas {
+    /// How long after the last sign of one another one acts.
+    pub take_over: Duration,
+    /// What this one is called; `None` for host name and process id.
+    pub instance: Option<String>,
 }
 
 /// A user and its password.

@@ -225,10 +225,16 @@ pub(super) static KEYS: &[Key] = &[
         "When stored messages reach the disk: default (every 2 minutes), always (before each ack) or a duration",
     ),
     key(
-        "nats.external.url",
-        Kind::Text("nats://HOST:PORT or tls://HOST:PORT, without user and password"),
+        "nats.external.urls",
+        Kind::List("a list of different nats://HOST:PORT or tls://HOST:PORT, without user and password"),
         Absent("required in mode external", "tls://nats.example:4222"),
-        "The server that others run",
+        "The server that others run, or the servers of its cluster",
+    ),
+    key(
+        "nats.external.copies",
+        Kind::Count(1, 5),
+        Absent("1: one server holds each stream", "3"),
+        "How many servers of the cluster hold each stream; only at global",
     ),
     key(
         "nats.external.mesh_user",
@@ -265,6 +271,18 @@ pub(super) static KEYS: &[Key] = &[
         Kind::Secret,
         Absent("required in mode external above the node", "***"),
         "Its password",
+    ),
+    key(
+        "replicas.take_over",
+        Kind::Duration(ms(1_000), ms(60_000)),
+        Absent("no other replica: this agent is the only one of its path", "2500ms"),
+        "Agents of this path on one external server take turns: so long after the last sign of one another acts; only at global",
+    ),
+    key(
+        "replicas.instance",
+        Kind::Text("a text"),
+        Absent("host name and process id", "core-0"),
+        "What this replica is called in logs and status",
     ),
     key("leaf.listen", LISTEN, Default("0.0.0.0:7422"), "Where children connect; not at a node"),
     key(

@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 
 pub use checked::{
     Config, Credentials, Embedded, External, Http, IdentityFiles, Leaf, Link, Log, LogFormat, Names, Nats,
-    Parent, PolicyAction, PolicyRule, Runner, Secret, SyncMode, Telemetry,
+    Parent, PolicyAction, PolicyRule, Replicas, Runner, Secret, SyncMode, Telemetry,
 };
 pub use error::{ConfigError, ConfigErrors, Problem, Source};
 pub use explain::explain;

@@ -326,7 +326,7 @@ fn an_external_server_needs_credentials_and_shows_none() {
     let external = "
         nats.mode = \"external\"
         [nats.external]
-        url = \"tls://nats.example:4222\"
+        urls = [\"tls://nats.example:4222\"]
         mesh_user = \"m\"
         mesh_password = \"hush1\"
         up_user = \"u\"
@@ -440,4 +440,36 @@ fn applications_beyond_this_machine_need_a_password() {
     let password = flag("nats.local_password", "a-long-random-password");
     assert!(load_with(vec![level.clone(), open.clone(), password]).is_ok());
     assert!(load_with(vec![level, open, flag("nats.local_password", "short")]).is_err());
+}
+
+#[test]
+fn replicas_are_for_global_on_a_server_that_others_run() {
+    let global = "
+        level = \"global\"
+        [nats]
+        mode = \"external\"
+        [nats.external]
+        urls = [\"nats://a.example:4222\", \"nats://b.example:4222\"]
+        copies = 3
+        mesh_user = \"m\"
+        mesh_password = \"hush1\"
+        down_user = \"d\"
+        down_password = \"hush2\"
+        [replicas]
+        take_over = \"3s\"
+    ";
+    let load = |text: &str| Layers::file(text).load();
+    let config = load(global).unwrap();
+    let replicas = config.replicas.unwrap();
+    assert_eq!((replicas.take_over, replicas.instance), (Duration::from_secs(3), None));
+    let Nats::External(server) = &config.nats else { panic!("not external") };
+    assert_eq!((server.urls.len(), server.copies), (2, 3));
+    assert!(load("level = \"global\"").unwrap().replicas.is_none());
+
+    let errors = load("level = \"global\"\nreplicas.take_over = \"3s\"").unwrap_err();
+    assert!(errors.len() == 1 && errors[0].contains("is for nats.mode = \"external\""), "{errors:?}");
+    let errors = node("replicas.take_over = \"3s\"").unwrap_err();
+    assert!(errors.len() == 1 && errors[0].contains("only global can have replicas"), "{errors:?}");
+    let errors = load(&global.replace("\"3s\"", "\"300ms\"")).unwrap_err();
+    assert!(errors.len() == 1 && errors[0].contains("a duration from 1s to 1m"), "{errors:?}");
 }

@@ -51,19 +51,45 @@ impl Custody {
         Ok(())
     }
 
-    /// Notes that the try goes to `child`, before it is sent there.
-    pub async fn note_handed(&self, spec: &TaskSpec, child: &Path) -> Result<(), DispatchError> {
-        let note = self.bucket.put(handed_key(&spec.id, spec.attempt), child.to_string().into()).await;
-        note.map_err(DispatchError::on("task records"))?;
-        Ok(())
+    /// Notes that the try goes to `child`, before it is sent there, unless another coordinator has noted something
+    /// since the note of revision `after` (0: none) was read; what is noted then. A coordinator that was stopped
+    /// while another took over must not send the task to a second child.
+    pub async fn note_handed(
+        &self,
+        spec: &TaskSpec,
+        child: &Path,
+        after: u64,
+    ) -> Result<Noted, DispatchError> {
+        let key = handed_key(&spec.id, spec.attempt);
+        let written = self.bucket.update(&key, child.to_string().into(), after).await;
+        match written {
+            Ok(revision) => Ok(Noted { child: child.clone(), revision }),
+            // Refused, or of unknown outcome: what lies there decides.
+            Err(error) => match self.handed_to(spec).await? {
+                Some(noted) if noted.revision != after => Ok(noted),
+                _ => Err(DispatchError::on("task records")(error)),
+            },
+        }
     }
 
     /// To whom the try was handed, where it was.
-    pub async fn handed_to(&self, spec: &TaskSpec) -> Result<Option<Path>, DispatchError> {
-        let noted = self.bucket.get(handed_key(&spec.id, spec.attempt)).await;
-        let noted = noted.map_err(DispatchError::on("task records"))?;
-        Ok(noted.and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok()))
+    pub async fn handed_to(&self, spec: &TaskSpec) -> Result<Option<Noted>, DispatchError> {
+        let entry = self.bucket.entry(handed_key(&spec.id, spec.attempt)).await;
+        let entry = entry.map_err(DispatchError::on("task records"))?;
+        Ok(entry.and_then(|entry| {
+            let child = std::str::from_utf8(&entry.value).ok()?.parse().ok()?;
+            Some(Noted { child, revision: entry.revision })
+        }))
     }
+}
+
+/// To whom a try goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Noted {
+    /// The child.
+    pub child: Path,
+    /// The note's revision.
+    pub revision: u64,
 }
 
 fn taken_key(spec: &TaskSpec) -> String {

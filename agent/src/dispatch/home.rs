@@ -66,11 +66,11 @@ impl Home {
     /// Collects results until cancelled.
     pub async fn run(parts: HomeParts, cancel: CancellationToken) -> Result<(), DispatchError> {
         let mut home = Home { due: BinaryHeap::new(), parts };
-        let now = home.parts.time.now();
-        for record in home.parts.records.retrying().await? {
-            if let TaskState::Retrying { due, .. } = record.state {
-                let wait = due.since(now).min(task::LONGEST_WAIT);
-                home.due.push(Reverse((Instant::now() + wait, record.spec.id)));
+        while let Err(error) = home.recall().await {
+            tracing::warn!(%error, "the tasks that wait for another try are not known yet");
+            tokio::select! {
+                () = cancel.cancelled() => return Ok(()),
+                () = tokio::time::sleep(RETRY) => {}
             }
         }
         while !cancel.is_cancelled() {
@@ -81,6 +81,17 @@ impl Home {
             tokio::select! {
                 () = cancel.cancelled() => {}
                 () = tokio::time::sleep(RETRY) => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn recall(&mut self) -> Result<(), DispatchError> {
+        let now = self.parts.time.now();
+        for record in self.parts.records.retrying().await? {
+            if let TaskState::Retrying { due, .. } = record.state {
+                let wait = due.since(now).min(task::LONGEST_WAIT);
+                self.due.push(Reverse((Instant::now() + wait, record.spec.id)));
             }
         }
         Ok(())

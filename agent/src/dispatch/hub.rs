@@ -53,6 +53,8 @@ pub struct Hub {
     machine: Dispatcher,
     clock: Monotonic,
     held: HashMap<Attempt, Message>,
+    /// Revisions of the notes to whom tries go.
+    noted: HashMap<Attempt, u64>,
     offer_number: u64,
 }
 
@@ -65,6 +67,7 @@ impl Hub {
             machine: Dispatcher::default(),
             clock: Monotonic::new(),
             held: HashMap::new(),
+            noted: HashMap::new(),
             offer_number: 0,
         };
         let mut offer = tokio::time::interval(CREDIT_EVERY);
@@ -107,7 +110,10 @@ impl Hub {
             return queue::done(&message).await;
         }
         match self.parts.custody.handed_to(&spec).await {
-            Ok(Some(child)) => self.machine.resume(spec, child, self.clock.now()),
+            Ok(Some(noted)) => {
+                self.noted.insert(attempt.clone(), noted.revision);
+                self.machine.resume(spec, noted.child, self.clock.now());
+            }
             Ok(None) => self.machine.submit(spec),
             // It stays in the queue and is delivered again.
             Err(error) => return tracing::warn!(%error, "a task waits"),
@@ -167,14 +173,24 @@ impl Hub {
     async fn perform(&mut self, output: DispatchOutput) {
         match output {
             DispatchOutput::Handoff { child, task } => {
-                if let Err(error) = self.parts.custody.note_handed(&task, &child).await {
-                    return tracing::warn!(%error, task = task.id, "a hand-off waits");
+                let attempt = (task.id.clone(), task.attempt);
+                let after = self.noted.get(&attempt).copied().unwrap_or(0);
+                match self.parts.custody.note_handed(&task, &child, after).await {
+                    Ok(noted) => {
+                        self.noted.insert(attempt.clone(), noted.revision);
+                        if noted.child != child {
+                            tracing::info!(task = task.id, child = %noted.child, "was handed down already");
+                            return self.machine.goes_to(&attempt, noted.child, self.clock.now());
+                        }
+                    }
+                    Err(error) => return tracing::warn!(%error, task = task.id, "a hand-off waits"),
                 }
                 let Ok(spec) = serde_json::value::to_raw_value(&task) else { return };
                 tracing::debug!(%child, task = task.id, attempt = task.attempt, "handing down");
                 let _ = self.parts.to_children.send(handoff(child, task.id, task.attempt, spec)).await;
             }
             DispatchOutput::Release(attempt) => {
+                self.noted.remove(&attempt);
                 if let Some(message) = self.held.remove(&attempt) {
                     queue::done(&message).await;
                 }

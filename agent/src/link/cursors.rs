@@ -50,23 +50,32 @@ impl CursorError {
     }
 }
 
-/// Keeps the checkpoint.
-pub async fn save(bucket: &kv::Store, checkpoint: &Checkpoint) -> Result<(), CursorError> {
+/// Keeps the checkpoint; its revision. With `after` only if that is the revision of the one before: an older
+/// one of another replica, on its way for long, must not take the place of a newer one.
+pub async fn save(
+    bucket: &kv::Store,
+    checkpoint: &Checkpoint,
+    after: Option<u64>,
+) -> Result<u64, CursorError> {
     let text = serde_json::to_vec(checkpoint).map_err(CursorError::on("kept"))?;
-    bucket.put(KEY, text.into()).await.map_err(CursorError::on("kept"))?;
-    Ok(())
+    match after {
+        None => bucket.put(KEY, text.into()).await.map_err(CursorError::on("kept")),
+        Some(after) => bucket.update(KEY, text.into(), after).await.map_err(CursorError::on("kept")),
+    }
 }
 
-/// The last checkpoint, brought up to the end of the streams. Orphans, records of a store that failed
-/// half-way, are removed from them.
+/// The last checkpoint, brought up to the end of the streams, and the revision of that checkpoint. Orphans,
+/// records of a store that failed half-way, are removed from them. With `up_to` the stream is read up to there
+/// at least: a server of a cluster may answer that has not seen the end yet.
 pub async fn recover(
     js: &jetstream::Context,
     bucket: &kv::Store,
     own: Level,
-) -> Result<Checkpoint, CursorError> {
-    let kept = newest(bucket).await?;
+    up_to: Option<u64>,
+) -> Result<(Checkpoint, u64), CursorError> {
+    let (kept, revision) = newest(bucket).await?;
     let is_kept = kept.is_some();
-    let mut recovery = Recovery { own, is_kept, found: kept.unwrap_or_default() };
+    let mut recovery = Recovery { own, is_kept, up_to, found: kept.unwrap_or_default() };
     match own {
         Level::Global => recovery.read(js, None).await?,
         _ => {
@@ -75,12 +84,13 @@ pub async fn recover(
             }
         }
     }
-    Ok(recovery.found)
+    Ok((recovery.found, revision))
 }
 
 struct Recovery {
     own: Level,
     is_kept: bool,
+    up_to: Option<u64>,
     found: Checkpoint,
 }
 
@@ -90,14 +100,14 @@ impl Recovery {
         let shared = lane.unwrap_or_default();
         let stream = js.get_stream(stream_of(self.own, shared)).await.map_err(CursorError::on("read"))?;
         let state = &stream.cached_info().state;
-        let last = state.last_sequence;
+        let last = self.up_to.unwrap_or(state.last_sequence);
         let mut at = self.found.places[shared];
         if at > last {
             tracing::warn!(%shared, counted = at, stream_ends_at = last, "the store went back in time");
             self.forget(lane);
             at = 0;
         }
-        if state.messages > 0 && at < last {
+        if (state.messages > 0 || self.up_to.is_some()) && at < last {
             let config = pull::OrderedConfig {
                 deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: at + 1 },
                 headers_only: true,
@@ -106,8 +116,12 @@ impl Recovery {
             let consumer = stream.create_consumer(config).await.map_err(CursorError::on("read"))?;
             let mut messages = consumer.messages().await.map_err(CursorError::on("read"))?;
             while at < last {
+                let next = tokio::time::timeout(SILENCE, messages.try_next()).await;
+                if self.up_to.is_some() && !matches!(next, Ok(Ok(Some(_)))) {
+                    return Err(CursorError::on("read")("the server that reads lags behind"));
+                }
                 // The last messages may have been removed since: silence is the end, too.
-                let Ok(next) = tokio::time::timeout(SILENCE, messages.try_next()).await else { break };
+                let Ok(next) = next else { break };
                 let Some(message) = next.map_err(CursorError::on("read"))? else { break };
                 let info = message.info().map_err(CursorError::on("read"))?;
                 let (place, pending) = (info.stream_sequence, info.pending);
@@ -119,7 +133,7 @@ impl Recovery {
                         "an orphan of a failed store is removed; it will come again");
                     stream.delete_message(place).await.map_err(CursorError::on("read"))?;
                 }
-                if pending == 0 {
+                if pending == 0 && self.up_to.is_none() {
                     break;
                 }
             }
@@ -194,12 +208,12 @@ fn text<'a>(message: &'a jetstream::Message, name: &str) -> Option<&'a str> {
 
 /// The newest checkpoint that can be read. What cannot be is not the agent's: an application can have the
 /// server write an answer onto any subject, and so onto this key.
-async fn newest(bucket: &kv::Store) -> Result<Option<Checkpoint>, CursorError> {
+async fn newest(bucket: &kv::Store) -> Result<(Option<Checkpoint>, u64), CursorError> {
     let history = bucket.history(KEY).await.map_err(CursorError::on("read"))?;
     let entries: Vec<kv::Entry> = history.try_collect().await.map_err(CursorError::on("read"))?;
     let readable = entries.iter().rev().find_map(|entry| serde_json::from_slice(&entry.value).ok());
     if readable.is_none() && !entries.is_empty() {
         tracing::error!("no checkpoint of the link can be read; the whole of the lanes is");
     }
-    Ok(readable)
+    Ok((readable, entries.last().map_or(0, |entry| entry.revision)))
 }

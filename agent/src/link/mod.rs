@@ -5,6 +5,7 @@ pub mod contents;
 pub mod cursors;
 pub mod custody;
 pub mod downlink;
+pub mod fences;
 pub mod uplink;
 pub mod watchdog;
 pub(crate) mod wire;

@@ -48,6 +48,10 @@ use crate::{
     metrics::{Metrics, Reason},
 };
 
+/// Who answers requests.
+const GROUP: &str = "lucent-orders";
+/// How often is looked whether a replica has written.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Bytes of each lane that the parent may have under way.
 const CREDIT: u64 = 4 << 20;
 /// A stream that is silent for so long will not tell the rest.
@@ -72,6 +76,8 @@ pub struct OrdersParts {
     pub js: jetstream::Context,
     /// The link's bucket.
     pub bucket: kv::Store,
+    /// Whether replicas of this agent may have written, too.
+    pub shared: bool,
     /// The connection in account MESH.
     pub mesh: Client,
     /// The connection in account DOWN; `None` at a node.
@@ -131,7 +137,8 @@ pub struct Orders {
 impl Orders {
     /// Takes, hands down and receives orders until cancelled.
     pub async fn run(parts: OrdersParts, cancel: CancellationToken) -> Result<(), OrdersError> {
-        let mut asked = parts.mesh.subscribe(order::SEND_ALL).await?;
+        // One of a group, so that of two replicas that both think they act only one hears a request.
+        let mut asked = parts.mesh.queue_subscribe(order::SEND_ALL, GROUP.to_owned()).await?;
         let (mut store, book) = Store::open(&parts.path, &parts.js, parts.bucket.clone()).await?;
         let numbering = store.number_anew().await?;
         let mut orders = Orders {
@@ -145,6 +152,8 @@ impl Orders {
             session: u64::from(Uuid::new_v4().as_u128() as u32) << 16,
             parts,
         };
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             if let Err(error) = orders.hand_down().await {
                 orders.recover(&error, &cancel).await;
@@ -162,6 +171,7 @@ impl Orders {
                     orders.expire().await;
                     Ok(())
                 }
+                _ = look.tick(), if orders.parts.shared => orders.store.is_ours().await,
             };
             if let Err(error) = done {
                 orders.recover(&error, &cancel).await;

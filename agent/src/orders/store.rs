@@ -248,6 +248,15 @@ impl Store {
         Ok(())
     }
 
+    /// Whether nobody else has written: an error where somebody has, and the stream is to be read anew.
+    pub(super) async fn is_ours(&self) -> Result<(), OrdersError> {
+        let info = self.stream.get_info().await.map_err(OrdersError::store("read"))?;
+        if info.state.last_sequence > self.last() {
+            return Err(OrdersError::Store("read", "a replica has written, too".into()));
+        }
+        Ok(())
+    }
+
     /// Keeps the notes.
     pub(super) async fn save(&self) -> Result<(), OrdersError> {
         let text = serde_json::to_vec(&self.notes).map_err(OrdersError::store("written"))?;

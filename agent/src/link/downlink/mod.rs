@@ -6,6 +6,7 @@ mod judge;
 mod messages;
 mod recovery;
 mod store;
+mod writes;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -18,7 +19,7 @@ use async_nats::{
     jetstream::{self, kv},
 };
 pub use exchange::{FromChild, ToChild, WorkFromChild, handoff};
-use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use futures_util::{FutureExt as _, StreamExt as _};
 use hierarchy::{
     ByLane, Path,
     link::{Budget, Limiter, Origins, Parent, ParentMessage, Tick},
@@ -26,9 +27,11 @@ use hierarchy::{
     subject,
 };
 pub use judge::STORED_FOR;
-use store::{Done, Sent};
+use recovery::{Guard, patiently, take_stock};
+use store::{Given, Sent};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use writes::Writes;
 
 use super::{
     bindings::Bindings,
@@ -44,6 +47,8 @@ use crate::{
     metrics::{ChildLabel, Metrics},
 };
 
+/// How long a subscription may take to reach the server.
+const HEARD_WITHIN: Duration = Duration::from_millis(500);
 /// How often the cursors are checkpointed.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
 /// How often children are looked at that are held back.
@@ -65,6 +70,8 @@ pub struct DownlinkParts {
     pub js: jetstream::Context,
     /// The link's bucket.
     pub bucket: kv::Store,
+    /// Another replica may write into the store, too, if only for a moment. At global alone.
+    pub shared: bool,
     /// The connection in account DOWN.
     pub down: Client,
     /// Told who is there and how they are.
@@ -100,6 +107,9 @@ pub enum DownlinkError {
     /// The cursors could not be read.
     #[error(transparent)]
     Cursors(#[from] cursors::CursorError),
+    /// A fence was not taken.
+    #[error("no fence could be raised in the store: {0}")]
+    Fence(#[from] jetstream::context::PublishError),
     /// The connection ended.
     #[error("the connection to the own nats-server ended")]
     Closed,
@@ -124,7 +134,7 @@ struct ChildState {
 pub struct Downlink {
     parts: DownlinkParts,
     children: HashMap<Path, ChildState>,
-    storing: FuturesUnordered<BoxFuture<'static, Done>>,
+    storing: Writes<Given>,
     /// Publishes to each stream in the order in which they were sent.
     sent: ByLane<VecDeque<Sent>>,
     next_ticket: u64,
@@ -141,18 +151,26 @@ pub struct Downlink {
     /// Children of which a lane is held back, or who could have had more.
     held_back: HashSet<Path>,
     clock: Monotonic,
+    /// Present where others may write, too.
+    guard: Option<Guard>,
+    /// Whether others did, or may have.
+    in_doubt: bool,
 }
 
 impl Downlink {
     /// Recovers the cursors, then serves until cancelled.
     pub async fn run(parts: DownlinkParts, cancel: CancellationToken) -> Result<(), DownlinkError> {
-        let kept = cursors::recover(&parts.js, &parts.bucket, parts.path.level()).await?;
+        let stock = match parts.shared {
+            true => patiently(&cancel, || take_stock(&parts, true)).await,
+            false => Some(take_stock(&parts, false).await?),
+        };
+        let Some((kept, guard)) = stock else { return Ok(()) };
         let mut inbox = parts.down.subscribe(subject::LINK_UP_ALL).await?;
         let mut downlink = Downlink {
             counted: kept.places,
             origins: kept.origins.clone(),
             children: HashMap::new(),
-            storing: FuturesUnordered::new(),
+            storing: Writes::new(parts.js.clone(), guard.as_ref().map(|guard| guard.fence)),
             sent: ByLane::default(),
             next_ticket: 0,
             answers: Vec::new(),
@@ -161,6 +179,8 @@ impl Downlink {
             budget: Budget::new(credit::limits(&parts.leaf)),
             held_back: HashSet::new(),
             clock: Monotonic::new(),
+            guard,
+            in_doubt: false,
             parts,
         };
         for (child, cursors) in downlink.kept.children.clone() {
@@ -168,6 +188,9 @@ impl Downlink {
             downlink.children.insert(child, state);
         }
         downlink.sound_again();
+        if downlink.parts.shared {
+            downlink.call_children().await;
+        }
         let served = downlink.serve(&mut inbox, &cancel).await;
         downlink.settle().await;
         downlink.checkpoint().await;
@@ -197,6 +220,9 @@ impl Downlink {
                     self.checkpoint().await;
                     self.budget.take_back(self.clock.now());
                     self.forget_begun();
+                    if self.in_doubt {
+                        self.heal_all(cancel).await?;
+                    }
                 }
                 _ = look.tick(), if !self.held_back.is_empty() => touched.extend(self.held_back.drain()),
             }
@@ -217,6 +243,19 @@ impl Downlink {
             for child in self.served() {
                 self.reply(&child).await;
             }
+        }
+    }
+
+    /// A child whose parent has changed hands hears of it at once, and not when its next frame stays unanswered:
+    /// a message under a key that it does not know makes it greet.
+    async fn call_children(&mut self) {
+        // Whoever greets now must be heard.
+        let heard = tokio::time::timeout(HEARD_WITHIN, self.parts.down.flush()).await;
+        if !matches!(heard, Ok(Ok(()))) {
+            tracing::debug!("the children are not called: the nats-server is slow");
+        }
+        for child in self.children.keys().cloned().collect::<Vec<_>>() {
+            self.send(&child, &ParentMessage::Reset { session: 0 }, None).await;
         }
     }
 

@@ -1,19 +1,50 @@
 //! The cursors can be relied on: they are checkpointed as they grow, and after a failed write read anew from
 //! what the streams really hold.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, future::Future, time::Duration};
 
 use async_nats::jetstream;
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use hierarchy::{
     ByLane, Lane, Level, Path,
+    link::Parent,
     subject::{self, Speaker},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{ChildState, Downlink, DownlinkError, store::slot};
-use crate::link::cursors::{self, Checkpoint};
+use super::{ChildState, Downlink, DownlinkError, DownlinkParts, store::slot};
+use crate::link::{
+    cursors::{self, Checkpoint},
+    fences,
+};
+
+/// What keeps another replica out.
+pub(super) struct Guard {
+    /// The place of the fence.
+    pub(super) fence: u64,
+    /// The revision of the last checkpoint.
+    checkpoint: u64,
+}
+
+/// What the streams hold, with nothing on its way into them any more. With others that may write, too, the
+/// checkpoint is kept again before it is relied on: from then on they cannot keep an older one.
+pub(super) async fn take_stock(
+    parts: &DownlinkParts,
+    fence_off: bool,
+) -> Result<(Checkpoint, Option<Guard>), DownlinkError> {
+    let (js, level) = (&parts.js, parts.path.level());
+    if !parts.shared {
+        if fence_off {
+            fence(js, level).await?;
+        }
+        let (known, _) = cursors::recover(js, &parts.bucket, level, None).await?;
+        return Ok((known, None));
+    }
+    let fence = fences::raise(js).await?;
+    let (known, revision) = cursors::recover(js, &parts.bucket, level, Some(fence)).await?;
+    let checkpoint = cursors::save(&parts.bucket, &known, Some(revision)).await?;
+    Ok((known, Some(Guard { fence, checkpoint })))
+}
 
 impl Downlink {
     /// After a failed store: waits for the rest, makes sure nothing is on its way any more, and reads
@@ -24,33 +55,34 @@ impl Downlink {
         cancel: &CancellationToken,
     ) -> Result<(), DownlinkError> {
         let broken = |state: &ChildState| state.parent.is_broken() && state.storing == 0;
-        if !self.children.get(child).is_some_and(broken) {
-            return Ok(());
-        }
+        if self.children.get(child).is_some_and(broken) { self.heal_all(cancel).await } else { Ok(()) }
+    }
+
+    pub(super) async fn heal_all(&mut self, cancel: &CancellationToken) -> Result<(), DownlinkError> {
         self.settle().await;
-        let mut wait = Duration::from_millis(100);
-        let recovered = loop {
-            if fence(&self.parts.js, self.parts.path.level()).await.is_ok()
-                && let Ok(recovered) =
-                    cursors::recover(&self.parts.js, &self.parts.bucket, self.parts.path.level()).await
-            {
-                break recovered;
-            }
-            tokio::select! {
-                () = cancel.cancelled() => return Ok(()),
-                () = tokio::time::sleep(wait) => wait = (wait * 2).min(Duration::from_secs(5)),
-            }
+        let Some((known, guard)) = patiently(cancel, || take_stock(&self.parts, true)).await else {
+            return Ok(());
         };
-        self.counted = recovered.places;
-        self.origins = recovered.origins;
+        self.counted = known.places;
+        self.origins = known.origins.clone();
         self.sent = ByLane::default();
+        if let Some(guard) = &guard {
+            self.storing.reopen(guard.fence);
+        }
+        self.guard = guard;
+        self.in_doubt = false;
         self.sound_again();
         for (path, state) in &mut self.children {
-            if state.parent.is_broken() {
-                let cursors = recovered.children.get(path).copied().unwrap_or_default();
-                tracing::info!(child = %path, "the store is sound again");
+            let cursors = known.children.get(path).copied().unwrap_or_default();
+            if self.parts.shared {
+                // Another one may have taken batches of any child meanwhile.
+                state.parent = Parent::new(&cursors);
+            } else if state.parent.is_broken() {
                 state.parent.on_recovered(&cursors);
+            } else {
+                continue;
             }
+            tracing::info!(child = %path, "the store is sound again");
         }
         Ok(())
     }
@@ -78,14 +110,43 @@ impl Downlink {
         if checkpoint == self.kept || self.children.values().any(|state| state.parent.is_broken()) {
             return;
         }
-        match cursors::save(&self.parts.bucket, &checkpoint).await {
-            Ok(()) => {
+        let after = self.guard.as_ref().map(|guard| guard.checkpoint);
+        match cursors::save(&self.parts.bucket, &checkpoint, after).await {
+            Ok(revision) => {
+                if let Some(guard) = &mut self.guard {
+                    guard.checkpoint = revision;
+                }
                 for (lane, place) in checkpoint.places.iter() {
                     self.parts.checkpointed.set(lane, *place);
                 }
                 self.kept = checkpoint;
             }
-            Err(error) => tracing::warn!(%error, "no checkpoint"),
+            Err(error) => {
+                tracing::warn!(%error, "no checkpoint");
+                // Kept or not, or another replica's is there: only looking tells.
+                self.in_doubt = self.guard.is_some();
+            }
+        }
+    }
+}
+
+/// Tries again until it is done; `None` where it was cancelled before.
+pub(super) async fn patiently<T, F>(cancel: &CancellationToken, attempt: impl Fn() -> F) -> Option<T>
+where
+    F: Future<Output = Result<T, DownlinkError>>,
+{
+    let mut wait = Duration::from_millis(50);
+    loop {
+        if cancel.is_cancelled() {
+            return None;
+        }
+        match attempt().await {
+            Ok(done) => return Some(done),
+            Err(error) => tracing::info!(%error, "the store cannot be looked into yet"),
+        }
+        tokio::select! {
+            () = cancel.cancelled() => return None,
+            () = tokio::time::sleep(wait) => wait = (wait * 2).min(Duration::from_secs(5)),
         }
     }
 }

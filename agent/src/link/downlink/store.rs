@@ -1,9 +1,8 @@
 //! Sound batches on their way into the store: each is counted once it is there, in the order in which they
 //! were sent.
 
-use async_nats::{HeaderMap, jetstream::message::PublishMessage};
+use async_nats::HeaderMap;
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use hierarchy::{
     Digest, Lane, Level, Path,
     link::{Parcel, ParentMessage, Record, Span},
@@ -11,7 +10,11 @@ use hierarchy::{
     signing::Verified,
 };
 
-use super::{Downlink, ToChild, judge::Judged};
+use super::{
+    Downlink, ToChild,
+    judge::Judged,
+    writes::{Answer, Write},
+};
 use crate::{
     lanes::{kept_at, stream_of, tail::Stored},
     link::{contents::Contents, header},
@@ -21,7 +24,7 @@ use crate::{
 /// Batches on their way into the store, of all children.
 pub(super) const MAX_STORING: usize = 2_000;
 
-/// A batch that was given to the store.
+/// A batch that waits for its turn to be counted.
 pub(super) struct Sent {
     ticket: u64,
     lane: Lane,
@@ -53,14 +56,13 @@ impl Sent {
     }
 }
 
-/// What became of a batch that was given to the store.
-pub(super) struct Done {
+/// A batch that was given to the store.
+pub(super) struct Given {
     child: Path,
     lane: Lane,
     last: u64,
     events: u32,
     ticket: u64,
-    stored: Result<u64, String>,
 }
 
 impl Downlink {
@@ -84,10 +86,6 @@ impl Downlink {
         headers.insert(header::EVENTS, batch.span.to_string());
         headers.insert(header::COUNT, envelope.batch().map_or(0, |head| head.count).to_string());
         let level = self.parts.path.level();
-        let publish = PublishMessage::build()
-            .payload(bytes.clone())
-            .headers(headers)
-            .expected_stream(stream_of(level, lane));
         let Some(subject) = kept_at(level, lane, envelope.subject()) else { return };
         self.notice(child, batch);
 
@@ -125,18 +123,13 @@ impl Downlink {
         if let Some(state) = self.children.get_mut(&child) {
             state.storing += 1;
         }
-        let sent = self.parts.js.send_publish(subject, publish).await;
-        self.storing.push(Box::pin(async move {
-            let stored = match sent {
-                Ok(ack) => ack.await.map(|ack| ack.sequence).map_err(|error| error.to_string()),
-                Err(error) => Err(error.to_string()),
-            };
-            Done { child, lane, last, events, ticket, stored }
-        }));
+        let key = Given { child, lane, last, events, ticket };
+        let stream = stream_of(level, lane);
+        self.storing.push(Write { key, stream, subject, headers, bytes: bytes.clone() }).await;
     }
 
-    pub(super) fn on_done(&mut self, done: Done) -> Path {
-        let Done { child, lane, last, events, ticket, stored } = done;
+    pub(super) fn on_done(&mut self, (given, stored): Answer<Given>) -> Path {
+        let Given { child, lane, last, events, ticket } = given;
         if let Some(state) = self.children.get_mut(&child) {
             state.storing -= 1;
             match &stored {

@@ -5,20 +5,24 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::{self, ErrorCode, kv, stream::LastRawMessageErrorKind};
+use async_nats::jetstream::{
+    self, ErrorCode,
+    consumer::{DeliverPolicy, pull},
+    kv,
+    stream::LastRawMessageErrorKind,
+};
+use futures_util::StreamExt as _;
 use hierarchy::{ByLane, Lane, Millis, link::Span, subject};
 use nats_config::streams::{HIERARCHY, lane_stream};
 use serde::{Deserialize, Serialize};
 
 use super::{IngestError, store_error};
-use crate::{
-    clock,
-    lanes::{Guards, in_order::InOrder},
-    link::header,
-};
+use crate::{clock, lanes::Guards, link::header};
 
 /// How long a broken reader waits before it is made anew.
 const RETRY: Duration = Duration::from_millis(200);
+/// Messages asked for at a time: of 16 KiB they are 4 MiB.
+const AT_ONCE: i64 = 256;
 /// The key of [`Numbering`] in the link's bucket.
 const NUMBERING: &str = "numbering";
 
@@ -39,7 +43,7 @@ struct Mark {
 }
 
 enum Reader {
-    Open(Box<InOrder>),
+    Open(Box<pull::Ordered>),
     Broken(tokio::time::Instant),
 }
 
@@ -116,9 +120,9 @@ impl Inbox {
     pub(super) async fn next(&mut self) -> Option<Stored> {
         let Reader::Open(messages) = &mut self.reader else { return std::future::pending().await };
         let message = match messages.next().await {
-            Ok(message) => message,
-            Err(reason) => {
-                tracing::debug!(reason, "the reader of the inbox ended");
+            Some(Ok(message)) => message,
+            other => {
+                tracing::debug!(?other, "the reader of the inbox ended");
                 self.reader = Reader::Broken(tokio::time::Instant::now() + RETRY);
                 return None;
             }
@@ -155,14 +159,20 @@ impl Inbox {
         };
     }
 
-    async fn reopen(&mut self) -> Result<InOrder, String> {
+    async fn reopen(&mut self) -> Result<pull::Ordered, String> {
         let stream = self.js.get_stream(HIERARCHY).await.map_err(|e| e.to_string())?;
         let last = stream.cached_info().state.last_sequence;
         if last < self.read {
             tracing::warn!(read = self.read, inbox_ends_at = last, "the inbox went back in time");
             (self.read, self.purged) = (last, last.min(self.purged));
         }
-        InOrder::open(&stream, self.read).await
+        let config = pull::OrderedConfig {
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.read + 1 },
+            max_batch: AT_ONCE,
+            ..Default::default()
+        };
+        let consumer = stream.create_consumer(config).await.map_err(|e| e.to_string())?;
+        consumer.messages().await.map_err(|e| e.to_string())
     }
 
     /// Removes what is before `oldest`, or all that was read where nothing waits. The place up to which

@@ -12,8 +12,6 @@ use futures_util::StreamExt as _;
 
 /// Messages asked for at a time.
 const MESSAGES: usize = 1_000;
-/// Bytes asked for at a time; half as much again may be at hand. More than the largest message.
-const BYTES: usize = 4 << 20;
 /// The server speaks at least so often.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// How long a request waits for messages.
@@ -29,8 +27,9 @@ pub struct InOrder {
 }
 
 impl InOrder {
-    /// Begins behind a place.
-    pub async fn open<I>(stream: &Stream<I>, read: u64) -> Result<InOrder, String> {
+    /// Begins behind a place. So many bytes are asked for at a time, and half as many again may be at hand. It
+    /// must be more than the largest message, which would be passed over.
+    pub async fn open<I>(stream: &Stream<I>, read: u64, bytes: usize) -> Result<InOrder, String> {
         let config = pull::Config {
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: read + 1 },
             ack_policy: AckPolicy::None,
@@ -40,7 +39,7 @@ impl InOrder {
             ..Default::default()
         };
         let consumer = stream.create_consumer(config).await.map_err(|e| e.to_string())?;
-        let asking = consumer.stream().max_messages_per_batch(MESSAGES).max_bytes_per_batch(BYTES);
+        let asking = consumer.stream().max_messages_per_batch(MESSAGES).max_bytes_per_batch(bytes);
         let messages = asking.heartbeat(HEARTBEAT).expires(EXPIRES).messages().await;
         Ok(InOrder { messages: messages.map_err(|e| e.to_string())?, sent: 0 })
     }

@@ -23,6 +23,8 @@ use crate::{
 
 /// How long a broken reader waits before it is made anew.
 const RETRY: Duration = Duration::from_millis(200);
+/// What the server counts beside a message's payload: its subject, and where it lies.
+const HEADROOM: usize = 64 << 10;
 /// How long a place may be missing among the newest: those who store do not finish in order.
 const MISSING_FOR: Duration = Duration::from_millis(20);
 
@@ -199,7 +201,7 @@ fn stored(lane: Lane, place: u64, message: &jetstream::Message) -> Option<Stored
 
 async fn open(js: &jetstream::Context, lane: Lane, read: u64) -> Result<InOrder, String> {
     let stream = js.get_stream_no_info(lane_stream(lane)).await.map_err(|e| e.to_string())?;
-    InOrder::open(&stream, read).await
+    InOrder::open(&stream, read, js.client().server_info().max_payload + HEADROOM).await
 }
 
 fn digest(headers: &async_nats::HeaderMap, name: &str) -> Option<Digest> {

@@ -4,6 +4,7 @@ use std::{path::PathBuf, process::ExitCode as ProcessCode};
 
 use agent::{
     app,
+    attach::OwnAgent,
     cli::{self, Command, ConfigCommand, DrillArgs, RoleArgs, SendArgs, StatusArgs},
     config::{self, Config, Input},
     drill::{Order, command},
@@ -85,8 +86,8 @@ fn check(role: &RoleArgs) -> ExitCode {
 
 fn drill(args: &DrillArgs) -> ExitCode {
     let order = Order { cut: args.cut.clone(), seconds: args.lasting.as_secs() };
-    let asked = ask_own_agent(args.state_dir.as_ref(), args.config.as_ref(), async |dir| {
-        command::ask(&dir, &order).await.map_err(|error| error.to_string())
+    let asked = ask_own_agent(args.state_dir.as_ref(), args.config.as_ref(), async |agent| {
+        command::ask(&agent, &order).await.map_err(|error| error.to_string())
     });
     match asked {
         Ok(report) if args.json => println!("{}", serde_json::to_string(&report).unwrap_or_default()),
@@ -105,8 +106,8 @@ fn send(args: SendArgs) -> ExitCode {
         good_for: args.expires,
         wait: args.wait,
     };
-    let sent = ask_own_agent(args.state_dir.as_ref(), args.config.as_ref(), async |dir| {
-        orders::command::send(&dir, ask).await.map_err(|error| error.to_string())
+    let sent = ask_own_agent(args.state_dir.as_ref(), args.config.as_ref(), async |agent| {
+        orders::command::send(&agent, ask).await.map_err(|error| error.to_string())
     });
     match sent {
         Ok(given) => {
@@ -125,15 +126,15 @@ fn send(args: SendArgs) -> ExitCode {
 fn ask_own_agent<T>(
     state_dir: Option<&PathBuf>,
     config: Option<&PathBuf>,
-    ask: impl AsyncFnOnce(PathBuf) -> Result<T, String>,
+    ask: impl AsyncFnOnce(OwnAgent) -> Result<T, String>,
 ) -> Result<T, ExitCode> {
-    let state_dir = match state_dir {
-        Some(dir) => dir.clone(),
-        None => load(&RoleArgs { config: config.cloned(), ..RoleArgs::default() })?.state_dir,
+    let own = match state_dir {
+        Some(dir) => OwnAgent::Embedded(dir.clone()),
+        None => load(&RoleArgs { config: config.cloned(), ..RoleArgs::default() })?.into(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let asked = match runtime {
-        Ok(runtime) => runtime.block_on(ask(state_dir)),
+        Ok(runtime) => runtime.block_on(ask(own)),
         Err(error) => Err(error.to_string()),
     };
     asked.map_err(|error| {

@@ -188,7 +188,8 @@ impl Dispatcher {
 }
 
 fn fits(offer: &Offer, task: &TaskSpec) -> bool {
-    offer.agent_type == task.agent_type && (offer.task == "*" || offer.task == task.task)
+    let covers = |offered: &str, wanted: &str| offered == "*" || offered == wanted;
+    covers(&offer.agent_type, &task.agent_type) && covers(&offer.task, &task.task)
 }
 
 /// Takes one slot for the task from the offer that fits it.
@@ -241,6 +242,15 @@ mod tests {
         dispatcher.on_credit(child("s1"), 2, offer(2), Duration::from_secs(3), Tick::ZERO);
         assert_eq!(handed(&mut dispatcher, Tick::ZERO).len(), 0);
         assert_eq!(dispatcher.waiting(), 3);
+    }
+
+    #[test]
+    fn an_offer_for_any_type_and_task_takes_each() {
+        let mut dispatcher = Dispatcher::default();
+        dispatcher.submit(task("t", 5));
+        let any = vec![Offer { agent_type: "*".into(), task: "*".into(), slots: 1 }];
+        dispatcher.on_credit(child("s1"), 1, any, Duration::from_secs(3), Tick::ZERO);
+        assert_eq!(handed(&mut dispatcher, Tick::ZERO).len(), 1);
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod letters;
 pub mod losses;
 pub mod mesh;
 pub mod observer;
+pub mod orders;
 mod ports;
 pub mod processes;
 pub mod program;

@@ -17,7 +17,16 @@ use hierarchy::{
     order::{Fate, OrderReport},
 };
 use serde_json::{Value, json};
-use tests::{Mesh, door::in_lane, eventually, eventually::when, letters, path, program, random::Random};
+use tests::{
+    Mesh,
+    door::in_lane,
+    eventually,
+    eventually::when,
+    letters,
+    orders::{self, numbers_at},
+    path, program,
+    random::Random,
+};
 use tokio::time::Instant;
 
 const TREE: [&str; 5] = ["global", "s1", "s1/c1", "s1/c1/n1", "s1/c1/n2"];
@@ -26,12 +35,7 @@ const ARRIVES_WITHIN: Duration = Duration::from_secs(60);
 
 /// Asks for an order; the answer.
 async fn send(mesh: &Mesh, at: &str, subject: &str, headers: HeaderMap, body: Value) -> Value {
-    let client = mesh.client(at).await;
-    let (subject, body) = (format!("lucent.send.{subject}"), body.to_string());
-    let answer = eventually!(ARRIVES_WITHIN, {
-        client.request_with_headers(subject.clone(), headers.clone(), body.clone().into()).await
-    });
-    serde_json::from_slice(&answer.payload).unwrap()
+    orders::send(&mesh.client(at).await, subject, headers, &body).await
 }
 
 fn with(pairs: &[(&str, &str)]) -> HeaderMap {
@@ -52,29 +56,6 @@ async fn listen(mesh: &Mesh, at: &str) -> Subscriber {
 
 async fn next(heard: &mut Subscriber) -> Message {
     tokio::time::timeout(ARRIVES_WITHIN, heard.next()).await.expect("a command is said").unwrap()
-}
-
-/// The numbers of all orders that lie at a level for its applications, in their order.
-async fn numbers_at(mesh: &Mesh, at: &str) -> Vec<u64> {
-    let js = jetstream::new(mesh.client(at).await);
-    let Ok(stream) = js.get_stream("ORDERS").await else { return Vec::new() };
-    let config = pull::OrderedConfig {
-        name: Some(format!("look-{}", uuid::Uuid::new_v4().simple())),
-        filter_subject: "orders.here.>".into(),
-        ..Default::default()
-    };
-    let mut numbers = Vec::new();
-    let Ok(consumer) = stream.create_consumer(config).await else { return numbers };
-    let Ok(mut messages) = consumer.messages().await else { return numbers };
-    while let Ok(Some(Ok(message))) = tokio::time::timeout(Duration::from_millis(500), messages.next()).await
-    {
-        let body: Value = serde_json::from_slice(&message.payload).unwrap();
-        numbers.push(body["number"].as_u64().unwrap());
-        if message.info().unwrap().pending == 0 {
-            break;
-        }
-    }
-    numbers
 }
 
 /// All that was reported of orders, as it lies at global.

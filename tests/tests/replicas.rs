@@ -15,7 +15,8 @@ use async_nats::{
 };
 use futures_util::StreamExt as _;
 use nix::sys::signal::Signal;
-use tests::{Core, Mesh, Observer, Publisher, eventually, eventually::when, path, random::Random};
+use serde_json::json;
+use tests::{Core, Mesh, Observer, Publisher, eventually, eventually::when, orders, path, random::Random};
 use tokio::time::Instant;
 
 const TREE: [&str; 3] = ["s1", "s1/c1", NODE];
@@ -178,6 +179,40 @@ async fn a_holder_that_was_stopped_for_long_writes_nothing_when_it_goes_on() {
     assert_eq!(scene.core.holder().await, Some(scene.core.other(victim)));
     scene.holds_up().await;
     assert!(took < TAKEN_OVER_WITHIN, "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn orders_are_said_once_and_in_order_whoever_holds_the_lease_meanwhile() {
+    let (mut core, mesh) = Core::start(1, &TREE).await;
+    let client = core.agents_client().await;
+    let mut number = 0;
+    let mut give = async || {
+        for _ in 0..10 {
+            number += 1;
+            let mut headers = HeaderMap::new();
+            headers.insert("Nats-Msg-Id", format!("order-{number}"));
+            let body = json!({ "number": number });
+            let answer = orders::send(&client, "node.s1.c1.n1.commands.n", headers, &body).await;
+            assert!(answer["error"].is_null(), "{answer}");
+        }
+    };
+    core.wait_for_holder(None).await;
+    give().await;
+    let killed = core.wait_for_holder(None).await;
+    core.signal(killed, Signal::SIGKILL);
+    give().await;
+    core.start_again(killed).await;
+    let stopped = core.wait_for_holder(None).await;
+    core.signal(stopped, Signal::SIGSTOP);
+    core.wait_for_holder(Some(stopped)).await;
+    give().await;
+    core.signal(stopped, Signal::SIGCONT);
+    give().await;
+    eventually!(ARRIVED_WITHIN, {
+        let numbers = orders::numbers_at(&mesh, NODE).await;
+        when(numbers.len() >= 40, numbers.len())
+    });
+    assert_eq!(orders::numbers_at(&mesh, NODE).await, (1..=40).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,6 @@
 //! `agent drill`: asks for a drill and waits for its report.
 
-use std::{path::Path as FilePath, time::Duration};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use hierarchy::{
@@ -10,7 +10,7 @@ use hierarchy::{
 };
 
 use super::{ASK, Order, Report};
-use crate::attach::{AttachError, attach};
+use crate::attach::{AttachError, OwnAgent, attach};
 
 /// How much longer than the cut the report may take.
 const PATIENCE: Duration = Duration::from_secs(660);
@@ -32,10 +32,10 @@ pub enum DrillError {
     Silent,
 }
 
-/// Asks the agent with this state directory; returns once its report has come.
-pub async fn ask(state_dir: &FilePath, order: &Order) -> Result<Report, DrillError> {
+/// Asks the agent of this machine; returns once the report has come.
+pub async fn ask(agent: &OwnAgent, order: &Order) -> Result<Report, DrillError> {
     let unanswered = |reason: String| DrillError::Unanswered(reason);
-    let client = attach(state_dir, "drill").await?;
+    let client = attach(agent, "drill").await?;
     let subject = Speaker::of(&order.cut).with_tail(DRILL);
     let mut reports = client.subscribe(subject).await.map_err(|e| unanswered(e.to_string()))?;
     let body = serde_json::to_vec(order).map_err(|e| unanswered(e.to_string()))?;

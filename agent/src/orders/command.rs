@@ -1,6 +1,6 @@
 //! `agent send`: gives an order, and waits for what becomes of it where that is asked for.
 
-use std::{path::Path as FilePath, time::Duration};
+use std::time::Duration;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::ask::EXPIRES_IN;
-use crate::attach::{AttachError, attach};
+use crate::attach::{AttachError, OwnAgent, attach};
 
 /// Reports of all agents of a level and below, in whatever subject they come.
 const REPORTS: [&str; 2] = ["lucent.hierarchy.*.*.agent.>", "lucent.hierarchy.global.agent.>"];
@@ -80,10 +80,10 @@ struct Refusal {
     description: String,
 }
 
-/// Asks the agent with this state directory.
-pub async fn send(state_dir: &FilePath, ask: Ask) -> Result<Given, SendError> {
+/// Asks the agent of this machine.
+pub async fn send(agent: &OwnAgent, ask: Ask) -> Result<Given, SendError> {
     let silent = |reason: String| SendError::Silent(reason);
-    let client = attach(state_dir, "send").await?;
+    let client = attach(agent, "send").await?;
     let mut heard = Vec::new();
     for subject in REPORTS.into_iter().chain([BATCHES]) {
         heard.push(client.subscribe(subject).await.map_err(|e| silent(e.to_string()))?);

@@ -319,7 +319,7 @@ async fn on_a_cluster_of_three_servers_replicas_take_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "on two cores nothing arrived for a minute after a server's death, once in five runs; why is not known yet"]
+#[ignore = "on two cores nothing arrived for a minute after a server's death, once in four runs; why is not known yet"]
 async fn a_server_of_three_may_die_and_come_back() {
     let mut scene = Scene::of_servers(3).await;
     for server in [1, 2] {

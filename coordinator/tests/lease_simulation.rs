@@ -7,7 +7,7 @@
 //! replays it.
 #![allow(clippy::unwrap_used)]
 
-#[path = "lease_simulation/random.rs"]
+#[path = "../../hierarchy/tests/link_simulation/random.rs"]
 mod random;
 #[path = "lease_simulation/replica.rs"]
 mod replica;

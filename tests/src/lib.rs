@@ -27,7 +27,6 @@ pub mod small_disk;
 mod turn;
 pub mod valve;
 pub mod weather;
-pub mod wire;
 
 pub use core::Core;
 

@@ -21,9 +21,19 @@ pub struct Valve {
 }
 
 impl Valve {
-    /// Listens on `address` and leads to `server`.
+    /// Puts one between the agent of this configuration and its parent; none at global.
+    pub fn in_config(config: &mut String) -> Option<Valve> {
+        let line = config.lines().find(|line| line.starts_with("addresses = "))?.to_owned();
+        let parent = line.split('"').nth(1)?.parse().ok()?;
+        let valve = Valve::before(parent, SocketAddr::from(([127, 0, 0, 1], 0)));
+        *config = config.replace(&line, &format!("addresses = [\"{}\"]", valve.address));
+        Some(valve)
+    }
+
+    /// Listens on `address`, where port 0 stands for a free one, and leads to `server`.
     pub fn before(server: SocketAddr, address: SocketAddr) -> Valve {
         let listener = std::net::TcpListener::bind(address).expect("the port is free");
+        let address = listener.local_addr().expect("it listens");
         listener.set_nonblocking(true).expect("sockets can be made so");
         let listener = TcpListener::from_std(listener).expect("there is a runtime");
         let (open, is_open) = watch::channel(true);
@@ -31,6 +41,7 @@ impl Valve {
         task.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
+                while connections.try_join_next().is_some() {}
                 connections.spawn(join(client, server, is_open.clone()));
             }
         });

@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use tests::{Mesh, Observer, Publisher, eventually, eventually::when, path, wire::Wire};
+use tests::{Mesh, Observer, Publisher, eventually, eventually::when, path, valve::Valve};
 use tokio::time::{Instant, sleep_until};
 
 const NODE: &str = "s1/c1/n1";
@@ -25,7 +25,7 @@ async fn is_open(mesh: &Mesh, at: &str) -> Option<bool> {
 async fn links_that_are_cut_for_longer_than_the_stores_remember_lose_and_double_nothing() {
     let mut wires = BTreeMap::new();
     let mesh = Mesh::start_with(&TREE, |path, config| {
-        wires.extend(Wire::into(config).map(|wire| (path.to_string(), wire)));
+        wires.extend(Valve::in_config(config).map(|wire| (path.to_string(), wire)));
     })
     .await;
     let observer = Observer::start(&mesh).await;
@@ -36,7 +36,7 @@ async fn links_that_are_cut_for_longer_than_the_stores_remember_lose_and_double_
     let began = Instant::now();
     for (link, after) in LINKS.iter().zip(0..) {
         sleep_until(began + APART * after).await;
-        wires[*link].cut();
+        wires[*link].shut();
         println!("{:.1?}: the link of {link} is cut", began.elapsed());
     }
     for link in LINKS {
@@ -51,7 +51,7 @@ async fn links_that_are_cut_for_longer_than_the_stores_remember_lose_and_double_
         if after == 0 {
             assert_eq!(count(), stuck, "something passed a cut link");
         }
-        wires[*link].heal();
+        wires[*link].open();
         println!("{:.1?}: the link of {link} is whole again", began.elapsed());
     }
     for link in LINKS {

@@ -149,7 +149,6 @@ impl Orders {
         bytes: &Bytes,
     ) -> Result<(), OrdersError> {
         let Judged { verified, order } = judged;
-        let path = self.parts.path.clone();
         let kept = |waits| Kept {
             id: verified.envelope.message_id(),
             author: order.author.clone(),
@@ -162,12 +161,7 @@ impl Orders {
             self.report(&kept(Waits::Here), Fate::Expired, None).await;
             return Ok(());
         }
-        let below = match path.child_towards(&order.target.path) {
-            Some(child) => Some(Waits::For(child)),
-            None => (order.target.all && !self.parts.children.is_empty()).then_some(Waits::ForAll),
-        };
-        let here = order.target.includes(&path).then_some(Waits::Here);
-        let copies: Vec<_> = below.into_iter().chain(here).collect();
+        let copies = self.copies(&order.target);
         let last = copies.len().saturating_sub(1);
         for (index, waits) in copies.into_iter().enumerate() {
             let (bytes, headers) = match waits {

@@ -30,7 +30,7 @@ use hierarchy::{
     ByLane, Lane, Path, Refusal,
     envelope::Draft,
     link::{ChildMessage, Event, Parent, ParentMessage},
-    order::{self, Fate, MESSAGE_TYPE, OrderReport},
+    order::{self, Fate, MESSAGE_TYPE, OrderReport, Target},
     signing::{Signer, Verifier},
     subject::{self, Speaker},
 };
@@ -245,13 +245,8 @@ impl Orders {
             batch: Some(head),
             payload: &payload,
         });
-        let below = match self.parts.path.child_towards(&target.path) {
-            Some(child) => Some(Waits::For(child)),
-            None => (target.all && !self.parts.children.is_empty()).then_some(Waits::ForAll),
-        };
-        let here = target.includes(&self.parts.path).then_some(Waits::Here);
         let mut known = None;
-        for waits in below.into_iter().chain(here) {
+        for waits in self.copies(&target) {
             let (bytes, headers) = match waits {
                 Waits::Here => (said.data.clone(), headers_of(&said)),
                 _ => (sealed.bytes.clone(), Vec::new()),
@@ -270,6 +265,16 @@ impl Orders {
         }
         tracing::debug!(order = %known.unwrap_or(id), %target, subject = said.subject, "an order is given");
         Ok(ask::accepted(known.unwrap_or(id), expires))
+    }
+
+    /// For whom an order is stored here: those below it is for, then applications of this level.
+    fn copies(&self, target: &Target) -> Vec<Waits> {
+        let below = match self.parts.path.child_towards(&target.path) {
+            Some(child) => Some(Waits::For(child)),
+            None => (target.all && !self.parts.children.is_empty()).then_some(Waits::ForAll),
+        };
+        let here = target.includes(&self.parts.path).then_some(Waits::Here);
+        below.into_iter().chain(here).collect()
     }
 
     /// Stores one copy of an order, and tells where it was said here.

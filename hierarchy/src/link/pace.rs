@@ -125,21 +125,10 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::link::WHOLE_BATCH;
-
-    const LIMITS: ChildLimits = ChildLimits {
-        frames: 8,
-        frame_bytes: 256 * 1024,
-        frame_parcels: 64,
-        whole_batch: WHOLE_BATCH,
-        retry: Duration::from_secs(1),
-        least: 8 * 1024,
-        quick: Duration::from_secs(1),
-    };
 
     /// A line of so many bytes a second that takes `way` there and back, and is never left idle.
     fn settles_at(bytes_a_second: f64, way: Duration) -> (Pace, Duration) {
-        let mut pace = Pace::new(LIMITS, Tick::ZERO);
+        let mut pace = Pace::new(ChildLimits::default(), Tick::ZERO);
         let (mut now, mut took) = (Tick::ZERO, Duration::ZERO);
         for _ in 0..200 {
             let sent = now;
@@ -168,12 +157,12 @@ mod tests {
 
     #[test]
     fn small_frames_now_and_then_prove_nothing_about_the_line_and_a_measure_of_long_ago_shrinks() {
-        let mut pace = Pace::new(LIMITS, Tick::ZERO);
+        let mut pace = Pace::new(ChildLimits::default(), Tick::ZERO);
         for second in 1..100 {
             let full = pace.sending(500, Tick::from_secs(second));
             pace.answered(Tick::from_secs(second), Tick::from_millis(second * 1000 + 5), 500, full);
         }
-        assert_eq!(pace.budget(), LIMITS.least);
+        assert_eq!(pace.budget(), ChildLimits::default().least);
         let (mut pace, _) = settles_at(100e6, Duration::from_millis(1));
         let filled = pace.budget();
         pace.look(Tick::from_secs(3));
@@ -185,7 +174,7 @@ mod tests {
         pace.look(Tick::from_secs(71));
         assert_eq!(pace.budget(), 200_000);
         pace.look(Tick::from_secs(82));
-        assert_eq!(pace.budget(), LIMITS.least);
+        assert_eq!(pace.budget(), ChildLimits::default().least);
     }
 
     #[test]
@@ -197,6 +186,6 @@ mod tests {
         for second in 2..30 {
             pace.overdue(Tick::from_secs(second));
         }
-        assert_eq!(pace.budget(), LIMITS.least);
+        assert_eq!(pace.budget(), ChildLimits::default().least);
     }
 }
